@@ -18,6 +18,7 @@ from bitel.dialer.caller_identity import (
     dialled_number,
     identity,
 )
+from bitel.domain.attempts import Outcome
 from tests.support.carrier import carrier
 from tests.support.sip_dialer import dialer
 
@@ -134,3 +135,29 @@ async def test_what_the_carrier_reads(tmp_path: Path) -> None:
     assert one.header("p-asserted-identity") in {"<sip:021@127.0.0.1>", "<sip:022@127.0.0.1>"}
     assert one.header("privacy") == "id"
     assert one.uri == f"sip:09121234567@127.0.0.1:{far.port}"
+
+
+async def test_a_call_shows_the_caller_id_that_its_request_names(tmp_path: Path) -> None:
+    async with (
+        carrier() as far,
+        dialer(
+            tmp_path, far.uri, caller_id=["021", "022"], caller_ids={"+98": "023"}, identity="pai"
+        ) as calls,
+    ):
+        named = await calls.call(caller_id="022")
+        unnamed = await calls.call()
+    first, second = far.of("INVITE")
+    assert first.header("from").startswith("<sip:022@")
+    assert first.header("p-asserted-identity") == "<sip:022@127.0.0.1>"
+    assert second.header("from").startswith("<sip:023@")
+    assert (named.caller_id, unnamed.caller_id) == ("022", "023")
+
+
+async def test_the_result_of_an_anonymous_call_or_one_without_invite_has_no_caller_id(
+    tmp_path: Path,
+) -> None:
+    async with carrier() as far, dialer(tmp_path, far.uri) as calls:
+        assert (await calls.call()).caller_id is None
+    async with dialer(tmp_path, "sip:nowhere.invalid", caller_id="021") as calls:
+        result = await calls.call()
+    assert (result.outcome, result.caller_id) == (Outcome.TRUNK_TROUBLE, None)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 import structlog
 
 from bitel.dialing.journal import Journal
+from bitel.domain.attempts import Outcome
 from bitel.store.settling import Settlement
 from tests.support.factories import some_settlement as settlement
 from tests.support.small_disk import fill, small_disk
@@ -99,6 +102,21 @@ def test_where_it_can_not_be_made_the_start_goes_on(tmp_path: Path) -> None:
     assert journal.append([settlement(1)]) == [settlement(1)]
     journal.clear()
     journal.close()
+
+
+def test_a_journal_of_before_caller_ids_were_kept_is_read(path: Path) -> None:
+    entry = (
+        b'{"attempt_id":"%032x","call_id":"%032x","attempted":{"outcome":"busy","started_at":1.5,'
+        b'"ended_at":20.25,"answered_at":null,"sip_code":486,"q850":17,"ended_by":"far",'
+        b'"detail":"busy here","media":null,"rang_at":null,"is_pending":false,"irregularities":[]},'
+        b'"verdict":["final",{"status":3,"reason":""}],"bill":[0,"0"]}' % (1, 2)
+    )
+    path.write_bytes(
+        b"bitel-unsettled1" + struct.pack(">II", len(entry), zlib.crc32(entry)) + entry
+    )
+    [found] = left_in(path)
+    assert (found.attempt_id, found.call_id) == (f"{1:032x}", f"{2:032x}")
+    assert (found.result.outcome, found.result.caller_id) == (Outcome.BUSY, None)
 
 
 def test_two_processes_do_not_write_one_journal(path: Path) -> None:

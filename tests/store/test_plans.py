@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -16,6 +17,7 @@ from bitel.domain.ids import new_id
 from bitel.store import (
     balances,
     call_frequency,
+    call_lists,
     calls,
     campaign_schedules,
     campaigns,
@@ -36,7 +38,8 @@ from bitel.store import (
     tokens,
     webhooks,
 )
-from bitel.store.campaigns import Campaign
+from bitel.store.call_lists import CallFilter, Span
+from bitel.store.campaigns import Campaign, CampaignPhase
 from bitel.store.database import Database
 from bitel.store.schema import metadata
 from bitel.store.sql_batch import Statement
@@ -179,7 +182,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "to settle": (settling._MINE.core, {"ids": ROWS, **MINE}, set()),
     "to park": (number_exclusion._PARK.core, {"parked": [("a", 1.0)]}, set()),
     "to end": (endings._TO_END.core, {"ids": ROWS}, set()),
-    "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 14]}, set()),
+    "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 15]}, set()),
     "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
     "again": (endings._DUE_AGAIN.core, {"again": [("a", 1.0)]}, set()),
     "forgotten requests": (endings._FORGET_REQUESTS.core, {"over": ROWS}, set()),
@@ -257,7 +260,7 @@ GIVEN_ROWS: dict[str, tuple[Statement, dict[str, Any]]] = {
     "to settle": (settling._MINE, {"ids": ROWS, **MINE}),
     "to park": (number_exclusion._PARK, {"parked": [("a", 1.0)]}),
     "to end": (endings._TO_END, {"ids": ROWS}),
-    "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 14]}),
+    "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 15]}),
     "ended calls": (endings._END_CALLS, {"ended": [("a",) + (None,) * 5], "now": 1.0}),
     "again": (endings._DUE_AGAIN, {"again": [("a", 1.0)]}),
 }
@@ -274,6 +277,20 @@ def plan(conn: Connection, query: Executable, values: dict[str, Any]) -> str:
     conn.execute(query, values)
     event.remove(conn, "before_cursor_execute", note)
     return explained(conn, *seen[-1])  # before it there may be a BEGIN
+
+
+def plans_of(conn: Connection, work: Callable[[], object]) -> list[str]:
+    """How the database would carry out each query of `work`, just as the driver gets them."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_more: Any) -> None:
+        if statement.startswith("SELECT"):
+            seen.append((statement, parameters))
+
+    event.listen(conn, "before_cursor_execute", note)
+    work()
+    event.remove(conn, "before_cursor_execute", note)
+    return [explained(conn, *each) for each in seen]
 
 
 def explained(conn: Connection, statement: str, parameters: Any) -> str:
@@ -365,6 +382,69 @@ def test_waiting_calls_of_a_campaign_are_found_however_many_are_over(world: Worl
             lambda conn: explained(conn, *query.prepare(conn.dialect, values))  # noqa: B023
         )
         looks_up(said, {"ix_call_due_in_campaign"})
+        in_order(said)
+
+
+# What may be asked for in lists of calls, and the index that is read for it.
+LISTS: dict[str, tuple[CallFilter, str]] = {
+    "all": (CallFilter(), "ix_call_project"),
+    "of a status": (CallFilter({CallStatus.NORMAL}), "ix_call_status"),
+    "of statuses": (CallFilter({CallStatus.NORMAL, CallStatus.ERROR}), "ix_call_status"),
+    "of a number": (CallFilter(e164="+98912"), "ix_call_number"),
+    "with a reference": (CallFilter(reference="a"), "ix_call_reference"),
+    "of a campaign": (CallFilter(campaign_id="c"), "ix_call_campaign"),
+    "of a campaign's status": (
+        CallFilter({CallStatus.NORMAL}, campaign_id="c"),
+        "ix_call_status",
+    ),
+    "of a number, and all else": (
+        CallFilter({CallStatus.NORMAL}, "+98912", "a", "c"),
+        "ix_call_number",
+    ),
+    "with a reference, and all else": (
+        CallFilter({CallStatus.NORMAL}, None, "a", "c"),
+        "ix_call_reference",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_calls_are_read_along_an_index(untouched: Database, name: str) -> None:
+    wanted, index = LISTS[name]
+
+    def find(conn: Connection) -> None:
+        narrowed = patch.object(call_lists, "_narrowed", lambda _c, _id, span: span)
+        with narrowed:  # of a campaign without calls nothing is read
+            call_lists.find_calls(conn, "p", wanted, Span(), 5)
+
+    plans = untouched.write_now(lambda conn: plans_of(conn, lambda: find(conn)))
+    assert plans
+    for said in plans:
+        looks_up(said, {index})
+        in_order(said)
+
+
+def test_the_ends_of_a_campaign_are_looked_up(untouched: Database) -> None:
+    plans = untouched.write_now(
+        lambda conn: plans_of(conn, lambda: call_lists._narrowed(conn, "c", Span()))
+    )
+    assert len(plans) == 2
+    for said in plans:
+        looks_up(said, {"ix_call_campaign"})
+
+
+@pytest.mark.parametrize("phases", [None, {CampaignPhase.PAUSED}, set(CampaignPhase)])
+def test_lists_of_campaigns_are_read_along_an_index(
+    untouched: Database, phases: set[CampaignPhase] | None
+) -> None:
+    plans = untouched.write_now(
+        lambda conn: plans_of(
+            conn, lambda: call_lists.find_campaigns(conn, "p", phases, 1.0, Span(), 5)
+        )
+    )
+    assert plans
+    for said in plans:
+        looks_up(said, {"ix_campaign_project"})
         in_order(said)
 
 

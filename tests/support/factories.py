@@ -94,8 +94,9 @@ def some_settlement(number: int, detail: str = "busy here") -> Settlement:
     )
     media = Media(250, 240, "12*#A", 0.125, None) if number % 2 else None
     result = AttemptResult(
-        Outcome.ANSWERED, 1.5, 20.25, 3.125, 200, 16, "far", detail=detail, media=media
-    )
+        Outcome.ANSWERED, 1.5, 20.25, 3.125, 200, 16, "far", detail=detail, media=media,
+        caller_id="02191000000" if number % 2 else None,
+    )  # fmt: skip
     return Settlement(
         f"{number:032x}",
         f"{number + 1000:032x}",

@@ -47,11 +47,18 @@ class Dialled:
         return self.dialer._sip.local[1]
 
     async def call(
-        self, number: str = "+989121234567", recording: str | None = "recording", digits: str = ""
+        self,
+        number: str = "+989121234567",
+        recording: str | None = "recording",
+        digits: str = "",
+        caller_id: str = "",
     ) -> AttemptResult:
         """Make one attempt."""
         self.count += 1
-        order = DialRequest(f"attempt{self.count}", f"{self.count:032x}", number, recording, digits)
+        order = DialRequest(
+            f"attempt{self.count}", f"{self.count:032x}", number, recording, digits,
+            caller_id=caller_id,
+        )  # fmt: skip
         return await self.dialer.dial(order, self._heard)
 
     async def _heard(self, at: float) -> bool:

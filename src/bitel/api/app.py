@@ -26,6 +26,7 @@ from bitel.api.routes import (
     do_not_call,
     docs,
     health,
+    history,
     lists,
     metrics,
     project,
@@ -45,6 +46,7 @@ __all__ = ["ApiContext", "build_app"]
 _ROUTERS = (
     calls.router,
     campaigns.router,
+    history.router,
     recordings.router,
     lists.router,
     project.router,

@@ -125,8 +125,11 @@ def read_cursor(cursor: str | None) -> str | None:
 
 def next_cursor(last_id: str, entries: int, limit: int) -> str | None:
     """The cursor of the page after one with `entries` that ends with `last_id`; None at the end."""
-    if entries < limit:
-        return None
+    return None if entries < limit else write_cursor(last_id)
+
+
+def write_cursor(last_id: str) -> str:
+    """The cursor of a page that begins after the entry with that id."""
     return base64.urlsafe_b64encode(bytes.fromhex(last_id)).decode()
 
 

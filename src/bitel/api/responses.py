@@ -14,6 +14,7 @@ from bitel.domain.calls import Call, CallStatus
 from bitel.errors import BitelError, TooManyRequestsError, UnauthorizedError
 from bitel.exact_json import dumps as as_json
 from bitel.recipient_lists.reading import Summary
+from bitel.store.call_lists import ListedCall
 from bitel.store.calls import Cdr
 from bitel.store.campaigns import CampaignPhase, CampaignState
 from bitel.store.recipient_lists import RecipientList
@@ -59,6 +60,11 @@ _INVALID_ROW: Final[dict[str, Any]] = {
 }
 _CAMPAIGN_ID: Final = "0197b2a4c1d07e63a5f81c0d9be24f16"
 _CURSOR: Final = "AZeypMHQfmOl-BwNm-JPFw=="
+_LISTED_CALL: Final[dict[str, Any]] = {
+    **_CALL,
+    "campaignId": _CAMPAIGN_ID,
+    "reference": "order-4711",
+}
 
 
 def _example(**fields: Any) -> ConfigDict:
@@ -189,6 +195,35 @@ class CallPage(BaseModel):
     model_config = _example(calls=[_CALL], nextCursor=_CURSOR)
 
     calls: list[CallAnswer]
+    nextCursor: Annotated[
+        str | None, Field(description="Ask with it for the next page; null on the last one.")
+    ]
+
+
+class ListedCallAnswer(CallAnswer):
+    """A call in a list of the project's calls."""
+
+    model_config = _example(**_LISTED_CALL)
+
+    campaignId: Annotated[str | None, Field(description="Of its batch; null for a single call.")]
+    reference: Annotated[str | None, Field(description="As the client gave it.")]
+
+
+class ListedCallPage(BaseModel):
+    """Calls of the project, the newest first."""
+
+    model_config = _example(calls=[_LISTED_CALL], nextCursor=_CURSOR)
+
+    calls: list[ListedCallAnswer]
+    nextCursor: Annotated[
+        str | None, Field(description="Ask with it for the next page; null on the last one.")
+    ]
+
+
+class CampaignPage(BaseModel):
+    """Campaigns of the project, the newest first."""
+
+    campaigns: list[CampaignAnswer]
     nextCursor: Annotated[
         str | None, Field(description="Ask with it for the next page; null on the last one.")
     ]
@@ -463,6 +498,15 @@ def call_answer(call: Call, date: DateOf) -> dict[str, Any]:
         "requestDate": int(date(call.requested_at)),
         "executionDate": int(date(call.executed_at)),
         "price": balance_change(call.price),
+    }
+
+
+def listed_call_answer(listed: ListedCall, date: DateOf) -> dict[str, Any]:
+    """The JSON of a call in a list, in the order of `ListedCallAnswer`."""
+    return {
+        **call_answer(listed.call, date),
+        "campaignId": listed.call.campaign_id,
+        "reference": listed.reference,
     }
 
 

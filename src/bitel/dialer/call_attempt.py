@@ -166,6 +166,8 @@ class CallAttempt:
         """The local RTP port."""
         self.leg: CallLeg | None = None
         """The latest INVITE, pending or over."""
+        self.caller_id: str | None = None
+        """The caller id of its INVITEs; None before the first, and for an anonymous caller."""
         self.canceled = False
         """Whether `SipTrunkDialer.call_off` was called."""
         self.media_session: MediaSession | None = None
@@ -220,6 +222,7 @@ class CallAttempt:
             "; ".join([detail, *sentences] if detail else sentences),
             None if media is None or leg is None else media.media(leg.digits, leg.digits_at),
             irregularities=irregularities,
+            caller_id=self.caller_id,
         )
 
     def _ended_at(self, now: float, ended: Ended | None, media: MediaSession | None) -> float:

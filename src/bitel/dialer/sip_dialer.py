@@ -358,8 +358,9 @@ class SipTrunkDialer(Dialer):
         """Send an INVITE by one route after the other until one decides the attempt."""
         config, request = self.config, attempt.request
         number = dialled_number(request.e164, config.number_format, config.number_rules)
+        caller_id = request.caller_id or self._caller_ids.choose(request.e164, request.call_id)
         caller = identity(
-            self._caller_ids.choose(request.e164, request.call_id),
+            caller_id,
             config.from_domain or self._local.address,
             config.identity,
             config.privacy,
@@ -384,6 +385,7 @@ class SipTrunkDialer(Dialer):
                     routes = left
                     continue
                 timeout = config.trunk_timeout if left else None
+                attempt.caller_id = caller_id or None
                 decided = await self._invite(attempt, route, caller, port, timeout)
                 self._trunks.learn(route, decided)
                 if isinstance(decided, Answered):

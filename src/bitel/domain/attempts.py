@@ -153,6 +153,8 @@ class DialRequest:
     longest_seconds: int = 0
     """Seconds after the answer at which the call is ended, unless the audio is longer; 0: the
     audio, the default hold and `HANG_UP_SECONDS`."""
+    caller_id: str = ""
+    """The caller id to show, in all attempts of the call; "": the dialer chooses."""
 
 
 class Media(NamedTuple):
@@ -213,6 +215,9 @@ class AttemptResult(NamedTuple):
     is_pending: bool = False
     """The INVITE may still be pending: no final response came, and no CANCEL was sent."""
     irregularities: tuple[Irregularity, ...] = ()
+    caller_id: str | None = None
+    """The caller id of its INVITE; with the setting `privacy` only the carrier sees it. None: no
+    INVITE was sent, or it was anonymous."""
 
     @property
     def is_billed(self) -> bool:

@@ -83,7 +83,7 @@ _ended = values_parameter(
     *attempt.c[
         "id", "outcome", "started_at", "ended_at", "answered_at", "sip_code", "q850", "ended_by",
         "detail", "packets_sent", "packets_received", "digits", "far_loss", "far_jitter_ms",
-        "rang_at",
+        "rang_at", "caller_id",
     ],
 )  # fmt: skip
 _END_ATTEMPTS: Final = Statement(
@@ -119,6 +119,7 @@ def end_attempts(conn: Connection, ends: Iterable[tuple[str, AttemptResult]]) ->
             end.detail,
             *_media_values(end.media),
             end.rang_at,
+            end.caller_id,
         )
         for attempt_id, end in ends
     ]

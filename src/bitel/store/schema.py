@@ -322,7 +322,7 @@ call = Table(
     Column("variables", Text),  # JSON, for the template of its campaign
     # Recordings that are played one after the other; empty while they are not rendered yet.
     Column("parts", CommaList),
-    Column("caller_id", String(32)),  # NULL: the dialer chooses
+    Column("caller_id", String(33)),  # NULL: the dialer chooses
     Column("webhook_id", _Id),  # NULL: the project's
     CheckConstraint("due_at IS NULL OR status = 0", name="final_is_not_due"),
     CheckConstraint("recording_id IS NOT NULL OR digits IS NOT NULL", name="plays_something"),
@@ -431,7 +431,7 @@ attempt = Table(
     Column("far_loss", Double),
     Column("far_jitter_ms", Double),
     Column("rang_at", Double),  # the first 18x; NULL: none is known of
-    Column("caller_id", String(32)),  # that it showed; NULL: not known
+    Column("caller_id", String(33)),  # that it showed; NULL: not known
     Column("machine", String(8)),  # human or machine; NULL: not detected
     CheckConstraint("claim IN ('held', 'heard', 'settled')", name="claim"),
     UniqueConstraint("call_id", "number"),

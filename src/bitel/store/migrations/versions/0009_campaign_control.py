@@ -42,7 +42,7 @@ def upgrade() -> None:
     index("ix_webhook_project", "webhook", ["project_id", "id"])
     campaigns()
     calls()
-    op.add_column("attempt", sa.Column("caller_id", sa.String(32)))
+    op.add_column("attempt", sa.Column("caller_id", sa.String(33)))
     op.add_column("attempt", sa.Column("machine", sa.String(8)))
     webhook_events()
     op.create_table(
@@ -133,7 +133,7 @@ def calls() -> None:
         sa.Column("time_zone", sa.String(64)),
         sa.Column("variables", sa.Text()),
         sa.Column("parts", sa.Text()),
-        sa.Column("caller_id", sa.String(32)),
+        sa.Column("caller_id", sa.String(33)),
         sa.Column("webhook_id", sa.String(32)),
     ):
         op.add_column("call", column)
