@@ -55,6 +55,8 @@ class Layout:
     """Names and columns of the variables."""
     first_row: int
     """Index among the sample of the first row that is a recipient."""
+    width: int = 0
+    """How many columns have headings."""
 
 
 def find_layout(
@@ -230,7 +232,9 @@ def _with_headings(cells: Sequence[str], number: int, name: str, heading: int) -
             variables[_free_name(text, variables)] = at
     own = cells[number] if number < len(cells) else ""
     number_name = " ".join(own.split())[:LONGEST_NAME] or letter(number)
-    return Layout(number, number_name, reference, time_zone, tuple(variables.items()), heading + 1)
+    return Layout(
+        number, number_name, reference, time_zone, tuple(variables.items()), heading + 1, len(cells)
+    )
 
 
 def _free_name(text: str, taken: dict[str, int]) -> str:
