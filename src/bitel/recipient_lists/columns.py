@@ -89,6 +89,9 @@ def find_layout(
         number = _by_cells(sample, name, is_number)
     if heading is None:
         heading = _row_above(sample, number, is_number)
+    if heading is None and column is not None:
+        # The column may have no heading where others have.
+        heading = _row_with_heading(sample, None, is_number)
     if heading is None:
         return Layout(number, letter(number), None, None, (), 0)
     return _with_headings(sample[heading].cells, number, name, heading)
@@ -219,10 +222,10 @@ def _with_headings(cells: Sequence[str], number: int, name: str, heading: int) -
         text = " ".join(cell.split())
         if not text or at == number:
             continue
-        if len(text) > LONGEST_NAME:
+        if len(text) > LONGEST_NAME or "\0" in text:
             raise InvalidRequestError(
-                f"{name} has a heading of more than {LONGEST_NAME} characters in column "
-                f"{letter(at)}; make it shorter"
+                f"{name} has a heading in column {letter(at)} that is longer than {LONGEST_NAME} "
+                "characters or holds a NUL character; change it"
             )
         if reference is None and _plain(text) in _REFERENCES:
             reference = at
