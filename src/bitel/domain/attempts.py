@@ -140,7 +140,7 @@ class DialRequest:
     """An attempt to make: the number to call and the audio to play. Its claim is durable.
 
     The audio is the recording, if any, then `digits`, if any, read one by one in `language`,
-    `repeat_count` times.
+    `repeat_count` times, then the `parts`.
     """
 
     attempt_id: str
@@ -153,6 +153,8 @@ class DialRequest:
     longest_seconds: int = 0
     """Seconds after the answer at which the call is ended, unless the audio is longer; 0: the
     audio, the default hold and `HANG_UP_SECONDS`."""
+    parts: tuple[str, ...] = ()
+    """Clips of a text of its own, played one after the other."""
 
 
 class Media(NamedTuple):

@@ -399,4 +399,5 @@ def _claim(attempt_id: str, row: DueCall, now: float) -> Claim:
         repeat_count=row.repeat_count or 1,
         language=row.language or "",
         longest_seconds=row.longest_seconds,
+        parts=tuple(row.parts or ()),
     )

@@ -50,6 +50,7 @@ class DueCall(DueRow, Protocol):
     repeat_count: int | None
     language: str | None
     longest_seconds: int
+    parts: tuple[str, ...] | None
     retries_left: int
     retry_interval: int
     expires_at: float
@@ -334,8 +335,8 @@ def with_waiting(conn: Connection, dialer_id: str, lanes: Iterable[Lane]) -> set
 
 _CALL_COLUMNS: Final = (
     "id", "project_id", "lane", "e164", "recording_id", "digits", "repeat_count", "language",
-    "longest_seconds", "retries_left", "retry_interval", "expires_at", "trouble", "uncertain",
-    "attempts", "due_at",
+    "longest_seconds", "parts", "retries_left", "retry_interval", "expires_at", "trouble",
+    "uncertain", "attempts", "due_at",
 )  # fmt: skip
 CALLS: Final = FairQueue(
     call,

@@ -207,6 +207,20 @@ _partial_index(
     unique=True,
 )
 
+speech_part = Table(
+    "speech_part",
+    metadata,
+    Column("id", _Id, primary_key=True),  # of its audio in the storage of recordings
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("key", String(64), nullable=False),  # a hash of what it says and how
+    Column("duration", Double, nullable=False),
+    # The day, since 1970, UTC, on which a call was given it last.
+    Column("used_on", Integer, nullable=False),
+    UniqueConstraint("project_id", "key"),
+)
+"""Spoken parts of personal texts; calls name them in `parts`. They are no recordings: clients
+neither list nor delete them, and their words are not kept."""
+
 webhook = Table(
     "webhook",
     metadata,
@@ -315,7 +329,7 @@ call = Table(
     Column("retry_waits", String(128)),
     Column("time_zone", String(64)),  # of the callee; NULL: as the number says
     Column("variables", Text),  # JSON, for the template of its campaign
-    # Recordings that are played one after the other; empty while they are not rendered yet.
+    # Rows of `speech_part`, played in this order; empty while they are not rendered yet.
     Column("parts", CommaList),
     Column("caller_id", String(32)),  # NULL: the dialer chooses
     Column("webhook_id", _Id),  # NULL: the project's
@@ -371,9 +385,7 @@ _partial_index(
 is_unrendered = and_(is_due_in_campaign, call.c.parts == literal_column("''"))
 """The texts of the call are not rendered yet."""
 
-_partial_index(
-    "ix_call_unrendered", is_unrendered, call.c.campaign_id, call.c.due_at, call.c.id
-)
+_partial_index("ix_call_unrendered", is_unrendered, call.c.campaign_id, call.c.due_at, call.c.id)
 is_in_flight = and_(call.c.due_at.is_(None), is_waiting)
 """An attempt of the call is under way."""
 
@@ -390,9 +402,7 @@ Index("ix_call_project", call.c.project_id, call.c.id)
 Index("ix_call_status", call.c.project_id, call.c.status, call.c.id)
 Index("ix_call_number", call.c.project_id, call.c.e164, call.c.id)
 has_reference = call.c.reference.is_not(None)
-_partial_index(
-    "ix_call_reference", has_reference, call.c.project_id, call.c.reference, call.c.id
-)
+_partial_index("ix_call_reference", has_reference, call.c.project_id, call.c.reference, call.c.id)
 _partial_index("ix_call_needing_recording", is_waiting, call.c.recording_id)
 
 CLAIMED: Final = "held"
