@@ -23,8 +23,8 @@ MAX_NAME: Final = 64
 MAX_VALUE: Final = 200
 """Characters of a variable's value."""
 
-# The white space that a spreadsheet's column may have within its name, and Persian's joiner.
-_NAME: Final = re.compile(r"\w[\w\u200c \-]*")
+# Columns of spreadsheets have spaces within their names, Persian words joiners.
+_WITHIN_NAME: Final = frozenset("_- \u200c")
 _TOKEN: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _SPACES: Final = re.compile(r"(\s+)")
 
@@ -97,36 +97,54 @@ def fill(template: Template, variables: Mapping[str, str], row: str = "recipient
     InvalidRequestError for a missing variable, and where nothing can be spoken.
     """
     parts: list[str] = []
-    pending: list[str] = []  # literal stretches that follow each other
-
-    def flush() -> None:
-        joined = " ".join(pending)
-        pending.clear()
-        if is_speakable(joined):
-            parts.append(joined)
-        elif joined and parts and not ends_sentence_or_clause(parts[-1]):
-            parts[-1] += joined.strip()
-
+    pending = ""  # literal stretches that follow each other
     for piece in template.pieces:
         if isinstance(piece, str):
-            pending.append(piece)
+            pending = f"{pending} {piece}" if pending else piece
             continue
-        values = [item if isinstance(item, str) else _value(item, variables, row) for item in piece]
-        word = "".join(values).strip()
-        has_value = any(
-            value.strip() for item, value in zip(piece, values, strict=True) if item is not value
-        )
-        if has_value and is_speakable(word):
+        word, has_value = _fill_word(piece, variables, row)
+        if has_value and (word[0].isalnum() or is_speakable(word)):
             if pending:
-                flush()
+                _add_literal(parts, pending)
+                pending = ""
             parts.append(word)
         elif word:
-            pending.append(word)
+            pending = f"{pending} {word}" if pending else word
     if pending:
-        flush()
+        _add_literal(parts, pending)
     if not parts:
         raise InvalidRequestError(f"the text of {row} holds nothing that can be spoken")
     return parts
+
+
+def _fill_word(word: Word, variables: Mapping[str, str], row: str) -> tuple[str, bool]:
+    """The word with these values, and whether one of them is not empty."""
+    filled = ""
+    has_value = False
+    for item in word:
+        if isinstance(item, str):
+            filled += item
+            continue
+        value = variables.get(item.name)
+        if value is None:
+            raise InvalidRequestError(f"{row} has no variable {item.name!r}, which the text needs")
+        if len(value) > MAX_VALUE:
+            raise InvalidRequestError(
+                f"the variable {item.name!r} of {row} has {len(value)} characters; at most "
+                f"{MAX_VALUE} can be spoken"
+            )
+        value = value.strip()
+        has_value = has_value or bool(value)
+        filled += value
+    return filled.strip(), has_value
+
+
+def _add_literal(parts: list[str], literal: str) -> None:
+    """Add a part, or only its punctuation to the part before it."""
+    if literal[0].isalnum() or is_speakable(literal):
+        parts.append(literal)
+    elif parts and not ends_sentence_or_clause(parts[-1]):
+        parts[-1] += literal
 
 
 def is_speakable(text: str) -> bool:
@@ -142,8 +160,8 @@ def ends_sentence_or_clause(text: str) -> bool:
 
 
 def _name(written: str, position: int) -> str:
-    name = " ".join(written.split(" ")).strip()
-    if not _NAME.fullmatch(name):
+    name = written.strip()
+    if not name or not all(map(_may_be_in_name, name)) or not (name[0].isalnum() or name[0] == "_"):
         raise InvalidRequestError(
             f"text has {{{written[:MAX_NAME]}}} at character {position}, which is no variable; a "
             "name has letters, digits and _, as in {name}; a brace itself is written twice"
@@ -156,16 +174,12 @@ def _name(written: str, position: int) -> str:
     return name
 
 
-def _value(variable: Variable, variables: Mapping[str, str], row: str) -> str:
-    value = variables.get(variable.name)
-    if value is None:
-        raise InvalidRequestError(f"{row} has no variable {variable.name!r}, which the text needs")
-    if len(value) > MAX_VALUE:
-        raise InvalidRequestError(
-            f"the variable {variable.name!r} of {row} has {len(value)} characters; at most "
-            f"{MAX_VALUE} can be spoken"
-        )
-    return value
+def _may_be_in_name(character: str) -> bool:
+    return (
+        character.isalnum()
+        or character in _WITHIN_NAME
+        or unicodedata.category(character)[0] == "M"  # vowel signs
+    )
 
 
 def _pieces(items: Sequence[str | Variable]) -> list[str | Word]:

@@ -100,13 +100,26 @@ def resampled(samples: Samples, rate: int) -> Samples:
     """
     # The fewest packets whose length is a whole number of samples at both rates.
     unit = _PACKETS_PER_SECOND // math.gcd(rate, _PACKETS_PER_SECOND)
-    packets = -(-len(samples) * _PACKETS_PER_SECOND // (rate * unit)) * unit
+    units = -(-len(samples) * _PACKETS_PER_SECOND // (rate * unit))
+    packets = _smooth(units) * unit
     length = packets * rate // _PACKETS_PER_SECOND
     spectrum = np.fft.rfft(np.pad(samples, (0, length - len(samples))))
     frequencies = np.arange(len(spectrum)) * rate / length
     fade = np.clip((_STOP - frequencies) / (_STOP - _PASS), 0, 1)
     at_8k: Samples = np.fft.irfft(spectrum * np.sin(fade * np.pi / 2) ** 2, packets * PACKET)
-    return at_8k * (packets * PACKET / length)
+    return at_8k[: units * unit * PACKET] * (packets * PACKET / length)
+
+
+def _smooth(number: int) -> int:
+    """The next number whose only prime factors are 2, 3 and 5: transforms of it are fast."""
+    while True:
+        rest = number
+        for factor in (2, 3, 5):
+            while rest % factor == 0 and rest > 1:
+                rest //= factor
+        if rest <= 1:
+            return number
+        number += 1
 
 
 def _as_pcm(samples: Samples) -> Pcm:
