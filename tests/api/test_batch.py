@@ -154,6 +154,17 @@ async def test_a_campaign_counts_its_calls_until_all_are_over(stage: Stage) -> N
             "requestDate": int(stage.clock()),
             "finishedDate": 0,
             "price": 0.0,
+            "name": None,
+            "reference": None,
+            "state": "RUNNING",
+            "answered": 0,
+            "keys": {},
+            "machines": {"human": 0, "machine": 0},
+            "startAt": None,
+            "endAt": None,
+            "window": None,
+            "callsPerSecond": None,
+            "maxChannels": None,
         }
         requested = int(stage.clock())
         stage.clock.advance(5)
@@ -166,6 +177,7 @@ async def test_a_campaign_counts_its_calls_until_all_are_over(stage: Stage) -> N
         stage.answer(lease, taken[3:], price="10.5")
         over = (await client.get(path)).json()["result"]
     assert over["byStatus"] == {"WAITING": 0, **none, "NORMAL": 4}
+    assert (over["state"], over["answered"]) == ("FINISHED", 4)
     assert over["finishedDate"] == int(stage.clock()) + 12
     assert over["price"] == -42.0
     assert over["requestDate"] == requested

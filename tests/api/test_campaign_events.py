@@ -106,7 +106,8 @@ async def test_progress_is_sent_at_once_and_at_each_change_until_the_end(
         assert stream.answer.headers["content-type"] == "text/event-stream"
         assert stream.answer.headers["cache-control"] == "no-store"
         first = await stream.next()
-        assert first == Event("progress", first and first.id, await state_of(stage, campaign_id))
+        assert first
+        assert first == Event("progress", first.id, await state_of(stage, campaign_id))
         assert first.data["byStatus"]["WAITING"] == 2
         assert stream.retry == campaign_events.RETRY_MILLISECONDS
         lease, taken = stage.take()

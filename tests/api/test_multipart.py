@@ -49,6 +49,43 @@ def test_the_file_comes_out_whole(
     assert asyncio.run(take(body, cuts)) == (content, "a b.wav")
 
 
+FIELDS = st.dictionaries(
+    st.sampled_from(["dryRun", "column", "other", "file2"]),
+    st.text(st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), max_size=20),
+)
+
+
+@given(fields=FIELDS, before=st.integers(0, 4), content=CONTENT, cuts=CUTS)
+def test_wanted_fields_are_read_before_and_after_the_file(
+    fields: dict[str, str], before: int, content: bytes, cuts: list[int]
+) -> None:
+    parts = [
+        f'--frontier\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    file = b'--frontier\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + content + b"\r\n"
+    body = b"".join([*parts[:before], file, *parts[before:]]) + b"--frontier--\r\n"
+    part = FilePart("multipart/form-data; boundary=frontier", ("dryRun", "column"))
+
+    async def read() -> bytes:
+        return b"".join([chunk async for chunk in part.chunks(pieces(body, cuts))])
+
+    assert asyncio.run(read()) == content
+    assert part.fields == {name: fields[name] for name in ("dryRun", "column") if name in fields}
+
+
+def test_a_field_that_is_sent_twice_is_refused() -> None:
+    field = b'--frontier\r\nContent-Disposition: form-data; name="column"\r\n\r\nA\r\n'
+    part = FilePart("multipart/form-data; boundary=frontier", ("column",))
+
+    async def read() -> None:
+        async for _ in part.chunks(pieces(field * 2 + b"--frontier--\r\n", [])):
+            pass
+
+    with pytest.raises(InvalidRequestError, match="more than one part named column"):
+        asyncio.run(read())
+
+
 @given(body=st.binary(max_size=500), cuts=CUTS)
 def test_any_other_bytes_are_refused(body: bytes, cuts: list[int]) -> None:
     with pytest.raises(InvalidRequestError):

@@ -70,6 +70,15 @@ def reaches(call: str, campaign: str, voice: str) -> dict[str, Reach]:
         "DELETE /api/v2/voice/campaign/{campaign_id}": Reach(
             f"{v2}/campaign/{campaign}", NOT_FOUND
         ),
+        "PATCH /api/v2/voice/campaign/{campaign_id}": Reach(
+            f"{v2}/campaign/{campaign}", NOT_FOUND, {"maxChannels": 1}
+        ),
+        "POST /api/v2/voice/campaign/{campaign_id}/pause": Reach(
+            f"{v2}/campaign/{campaign}/pause", NOT_FOUND
+        ),
+        "POST /api/v2/voice/campaign/{campaign_id}/resume": Reach(
+            f"{v2}/campaign/{campaign}/resume", NOT_FOUND
+        ),
         "POST /api/v2/files/voice": Reach(f"{files}/voice", NO_VOICE, {"id": voice}),
         "POST /api/v2/files/tts": Reach(f"{files}/tts", FINE, {"text": "hello"}),
         "GET /api/v2/files/voice": Reach(f"{files}/voice", FINE),

@@ -9,7 +9,10 @@ from bitel.dialer import sip_trace
 from bitel.dialer.sip_trace import ERRORS, Entry, Share, TraceFiles
 from bitel.domain.attempts import Media
 from bitel.domain.ids import new_id
+from bitel.domain.recipients import Recipient, pack
+from bitel.store import recipient_lists
 from bitel.store.database import Database
+from bitel.store.recipient_lists import RecipientList
 from tests.support.clocks import FakeClock
 from tests.support.factories import answered
 from tests.support.store_world import World
@@ -49,11 +52,15 @@ def test_a_person_is_erased_and_others_are_not(shell: Shell) -> None:
             files = TraceFiles(folder, share, lambda: 1e10)
             files.prepare()
             files.add(entries)
+        people = [Recipient("0912 123 4567"), Recipient(OTHER)]
+        now = world.clock()
+        new = RecipientList(new_id(now), world.project_id, "people.csv", now, 2, ())
+        world.do(lambda conn: recipient_lists.add(conn, new, [pack(people)]))
     shell.admin("dnc", "add", "shop", NUMBER)
 
     said = shell.admin("erase", "shop", "0912 123 4567", "--yes")
 
-    assert said == "erased from 2 calls and the traces of 2 attempts"
+    assert said == ("erased from 2 calls and the traces of 2 attempts, and from 1 rows of lists")
     stored = b"".join(
         path.read_bytes() for path in shell.data_dir.rglob("*") if path.suffix in (".trace",)
     )
@@ -69,6 +76,10 @@ def test_a_person_is_erased_and_others_are_not(shell: Shell) -> None:
         assert canceled.status.name == "CANCELED"
         assert (kept.phone_number, kept.price) == (OTHER.replace("+98", "0"), gone.price)
         assert [each.media and each.media.digits for each in world.attempts(calls[NUMBER])] == [""]
+        [piece] = world.do(
+            lambda conn: list(recipient_lists.recipients(conn, world.project_id, new.id))
+        )
+        assert piece == [people[1]]
     assert shell.admin("dnc", "list", "shop") == NUMBER
 
     assert shell.admin("erase", "shop", NUMBER, "--yes").startswith("erased from 0 calls")

@@ -654,11 +654,11 @@ async def test_a_fault_outside_of_attempts_cuts_no_call_off(
     works, broke = getattr(claims, broken), asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def breaks(*arguments: Any) -> Any:
+    def breaks(*arguments: Any, **named: Any) -> Any:
         if not hold.is_set():
             loop.call_soon_threadsafe(broke.set)
             raise ValueError("a row that can't be read")
-        return works(*arguments)
+        return works(*arguments, **named)
 
     async with at_work(dispatcher), asyncio.timeout(30):
         await play.dialled(dialer)

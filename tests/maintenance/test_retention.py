@@ -19,16 +19,26 @@ from sqlalchemy import select
 from bitel.domain.attempts import Media
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_id
+from bitel.domain.recipients import Recipient, pack
 from bitel.maintenance import retention
 from bitel.maintenance.retention import DAY, ORPHANED_AFTER, Retention
 from bitel.recordings.decode import Decoded
 from bitel.recordings.storage import VoiceStore
 from bitel.settings import RetentionSettings
-from bitel.store import balances, campaigns, idempotency, pausing, recordings, webhooks
+from bitel.store import (
+    balances,
+    campaigns,
+    idempotency,
+    pausing,
+    recipient_lists,
+    recordings,
+    webhooks,
+)
 from bitel.store import retention as store
 from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
 from bitel.store.pausing import Pause
+from bitel.store.recipient_lists import RecipientList
 from bitel.store.schema import attempt, call, campaign, webhook_event, webhook_try
 from bitel.store.webhooks import DeliveryAttempt
 from tests.support.clocks import FakeClock
@@ -136,6 +146,30 @@ async def test_a_call_counts_from_its_end(world: World, voices: VoiceStore) -> N
     world.clock.advance(6 * DAY)
     await keeping(world, voices, calls=10).work()
     assert calls_left(world) == []
+
+
+async def test_lists_go_after_30_days(world: World, voices: VoiceStore) -> None:
+    for age in (2, 1):
+        now = world.clock()
+        new = RecipientList(new_id(now), world.project_id, f"{age}.csv", now, 1, ())
+        packed = [pack([Recipient("09121234567")])]
+        world.do(partial(recipient_lists.add, new=new, packed=packed))
+        world.clock.advance(DAY)
+
+    def names() -> list[str]:
+        left = world.do(partial(recipient_lists.pages, project_id=world.project_id))
+        return [each.name for each in left]
+
+    keep = keeping(world, voices)
+    world.clock.advance(27.5 * DAY)
+    await keep.work()
+    assert names() == ["2.csv", "1.csv"]
+    world.clock.advance(DAY)
+    await keep.work()
+    assert names() == ["1.csv"]
+    world.clock.advance(DAY)
+    await keep.work()
+    assert names() == []
 
 
 async def test_events_go_once_they_need_no_more_tries(world: World, voices: VoiceStore) -> None:

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from bitel.domain.ids import new_id
+from bitel.domain.recipients import Recipient, pack
 from bitel.errors import ConflictError
 from bitel.store import (
     campaigns,
@@ -17,11 +18,13 @@ from bitel.store import (
     idempotency,
     project_deletion,
     projects,
+    recipient_lists,
     recordings,
     tokens,
     webhooks,
 )
 from bitel.store.campaigns import Campaign
+from bitel.store.recipient_lists import RecipientList
 from bitel.store.schema import metadata, placed_number, project, webhook_try
 from bitel.store.webhooks import DeliveryAttempt
 from tests.support.factories import answered
@@ -48,6 +51,9 @@ def fill(world: World) -> None:
     world.do(lambda conn: tokens.add(conn, new_id(now), project_id, now, None))
     world.do(lambda conn: do_not_call.add(conn, project_id, "+989121234567"))
     world.do(lambda conn: idempotency.first_answer(conn, project_id, "key", "body", now))
+    people = RecipientList(new_id(now), project_id, "people.csv", now, 1, ())
+    packed = [pack([Recipient("09121234567")])]
+    world.do(partial(recipient_lists.add, new=people, packed=packed))
     row = {"project_id": project_id, "e164": "+989121234567", "placed_at": now, "is_otp": False}
     world.do(lambda conn: conn.execute(placed_number.insert().values(row)))
 

@@ -22,9 +22,11 @@ from bitel.api.auth import Authenticator, bearer_token
 from bitel.api.call_status import CallStatusService
 from bitel.api.campaign_events import CampaignEvents
 from bitel.api.context import ApiContext
+from bitel.api.list_uploads import ListUploadService
 from bitel.api.middleware import PROJECT
 from bitel.api.placement import Placement
-from bitel.api.rate_limits import RateLimiter
+from bitel.api.rate_limits import ConcurrencyQuota, RateLimiter
+from bitel.api.results_csv import MOST_DOWNLOADS
 from bitel.api.speech import SpeechService
 from bitel.api.uploads import UploadService
 from bitel.domain.ids import is_id
@@ -49,6 +51,9 @@ class Services:
     call_status: CallStatusService
     uploads: UploadService
     campaign_events: CampaignEvents
+    downloads: ConcurrencyQuota
+    """Limits the downloads of results."""
+    list_uploads: ListUploadService
 
     @classmethod
     def build(cls, context: ApiContext) -> Services:
@@ -65,6 +70,8 @@ class Services:
             CallStatusService(context, limits),
             UploadService(context),
             CampaignEvents(context, authenticator),
+            ConcurrencyQuota(MOST_DOWNLOADS, "downloads of results"),
+            ListUploadService(context),
         )
 
 

@@ -1,8 +1,8 @@
-"""Streaming parser of a multipart/form-data body (RFC 7578) that returns one part, the file."""
+"""Streaming parser of a multipart/form-data body (RFC 7578): the file and small fields."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Final
 
 from python_multipart.exceptions import FormParserError
@@ -18,12 +18,13 @@ OTHER_BYTES: Final = 64 * 1024
 
 
 class FilePart:
-    """Extracts the part named `file` from a body.
+    """Extracts the part named `file` from a body, and the fields that are wanted.
 
-    `name` is the part's `filename`, sanitised, once its headers have been read.
+    `name` is the part's `filename`, sanitised, once its headers have been read. `fields` has the
+    values of the wanted fields once the body has been read.
     """
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, wanted: Collection[str] = ()) -> None:
         """Raises InvalidRequestError if `content_type` is not multipart/form-data."""
         media_type, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
@@ -32,6 +33,10 @@ class FilePart:
                 f"the body must be multipart/form-data with a part named {FIELD}"
             )
         self.name = ""
+        self.fields: dict[str, str] = {}
+        self._wanted = frozenset(wanted)
+        self._field: str | None = None
+        self._value = bytearray()
         self._delimiter = b"--" + boundary
         self._preamble: bytes | None = b""
         """The bytes before the first delimiter; None after it was found."""
@@ -125,8 +130,14 @@ class FilePart:
 
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
-        self._inside = options.get(b"name") == FIELD.encode()
+        field = options.get(b"name", b"").decode("utf-8", "replace")
+        self._inside = field == FIELD
         if not self._inside:
+            self._field = field if field in self._wanted else None
+            if field in self.fields:
+                raise InvalidRequestError(
+                    f"the multipart body has more than one part named {field}"
+                )
             return
         if self._found:
             raise InvalidRequestError(f"the multipart body has more than one part named {FIELD}")
@@ -136,9 +147,16 @@ class FilePart:
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._inside:
             self._taken.append(data[start:end])
+        elif self._field is not None:
+            # Bounded by the limit of bytes besides the file.
+            self._value += data[start:end]
 
     def _on_part_end(self) -> None:
         self._inside = False
+        if self._field is not None:
+            self.fields[self._field] = self._value.decode("utf-8", "replace").strip()
+            self._field = None
+            self._value.clear()
 
     def _on_end(self) -> None:
         self._ended = True

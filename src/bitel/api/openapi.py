@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -146,10 +146,22 @@ def failures(errors: Iterable[type[BitelError]]) -> dict[int | str, dict[str, An
     }
 
 
+_SCHEMA: Final = "#/components/schemas/{model}"
+
+
 def json_body(shape: type[BaseModel]) -> dict[str, Any]:
     """The `requestBody` entry for a JSON body of that shape."""
-    schema = shape.model_json_schema(by_alias=True)
+    schema = shape.model_json_schema(by_alias=True, ref_template=_SCHEMA)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def file_body(what: str, **fields: dict[str, Any]) -> dict[str, Any]:
+    """The `requestBody` entry for a multipart body with a file, a `what`, and these fields."""
+    file = {"type": "string", "format": "binary", "description": what}
+    schema = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
+    return {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    }
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -157,10 +169,13 @@ def document(app: FastAPI) -> dict[str, Any]:
     content = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
+    schemas = content.setdefault("components", {}).setdefault("schemas", {})
     for path in content["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
-    schemas = content.get("components", {}).get("schemas", {})
+            bodies = operation.get("requestBody", {}).get("content", {})
+            for body in bodies.values():
+                schemas |= body["schema"].pop("$defs", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return content

@@ -56,12 +56,16 @@ def written(body: PlacingBody, most: int) -> tuple[Sequence[str], Sequence[Recip
         people = [_recipient(each) for each in body.recipients]
         _check_count("recipients", len(people), most)
         return [each.phone_number for each in people], people
-    numbers = body.phone_numbers
-    assert numbers is not None
+    assert body.phone_numbers is not None
+    return listed_numbers(body.phone_numbers, most), ()
+
+
+def listed_numbers(numbers: Sequence[str], most: int) -> Sequence[str]:
+    """The numbers of a list, or of one string. Raises InvalidRequestError for none or too many."""
     if isinstance(numbers, str):
         numbers = [number.strip() for number in _COMMA.split(numbers)] if numbers.strip() else []
     _check_count("phoneNumbers", len(numbers), most)
-    return numbers, ()
+    return numbers
 
 
 def _check_count(field: str, count: int, most: int) -> None:

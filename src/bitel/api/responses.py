@@ -13,9 +13,11 @@ from bitel.api.placement import StoredAnswer
 from bitel.domain.calls import Call, CallStatus
 from bitel.errors import BitelError, TooManyRequestsError, UnauthorizedError
 from bitel.exact_json import dumps as as_json
+from bitel.recipient_lists.reading import Summary
 from bitel.store.call_lists import ListedCall
 from bitel.store.calls import Cdr
 from bitel.store.campaigns import CampaignPhase, CampaignState
+from bitel.store.recipient_lists import RecipientList
 from bitel.store.recordings import Recording
 
 JSON: Final = "application/json"
@@ -42,6 +44,19 @@ _RECORDING: Final[dict[str, Any]] = {
     "name": "hello.mp3",
     "duration": 6.02,
     "size": 96344,
+}
+_LIST: Final[dict[str, Any]] = {
+    "id": "0197b2a4b9023c5f8e71d4a6b0c2f358",
+    "name": "customers.xlsx",
+    "createdDate": 1764640750,
+    "recipients": 3,
+    "columns": ["name"],
+}
+_INVALID_ROW: Final[dict[str, Any]] = {
+    "line": 4,
+    "value": "0912",
+    "message": "phoneNumber '0912' is not the number of a subscriber; write all its digits, as in "
+    "IR or with its country code (+98…)",
 }
 _CAMPAIGN_ID: Final = "0197b2a4c1d07e63a5f81c0d9be24f16"
 _CURSOR: Final = "AZeypMHQfmOl-BwNm-JPFw=="
@@ -124,14 +139,14 @@ class CampaignAnswer(BaseModel):
         name="reminders",
         reference="2026-11",
         state="RUNNING",
+        answered=2,
+        keys={"1": 2},
+        machines={"human": 0, "machine": 0},
         startAt=None,
         endAt=1764694800,
         window=None,
         callsPerSecond=5.0,
         maxChannels=None,
-        answered=2,
-        keys={"1": 2},
-        machines={"human": 0, "machine": 0},
     )
 
     id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -149,6 +164,13 @@ class CampaignAnswer(BaseModel):
     name: Annotated[str | None, Field(description="As the client gave it.")]
     reference: Annotated[str | None, Field(description="As the client gave it.")]
     state: Annotated[str, Field(json_schema_extra={"enum": list(CampaignPhase)})]
+    answered: Annotated[int, Field(description="Calls that were answered, and are over.")]
+    keys: Annotated[
+        dict[str, int], Field(description="How many calls pressed each key; without zeros.")
+    ]
+    machines: Annotated[
+        dict[str, int], Field(description="How many answers were of a human or a machine.")
+    ]
     startAt: Annotated[
         int | None, Field(description="Unix seconds before which no attempt starts; null: none.")
     ]
@@ -164,13 +186,6 @@ class CampaignAnswer(BaseModel):
     ]
     maxChannels: Annotated[
         int | None, Field(description="Attempts that it makes at once at most; null: any.")
-    ]
-    answered: Annotated[int, Field(description="Calls that were answered, and are over.")]
-    keys: Annotated[
-        dict[str, int], Field(description="How many calls pressed each key; without zeros.")
-    ]
-    machines: Annotated[
-        dict[str, int], Field(description="How many answers were of a human or a machine.")
     ]
 
 
@@ -223,6 +238,107 @@ class RecordingPage(BaseModel):
     nextCursor: Annotated[
         str | None, Field(description="Ask with it for the next page; null on the last one.")
     ]
+
+
+class InvalidRow(BaseModel):
+    """A row of an uploaded list that can't be called."""
+
+    line: Annotated[int, Field(description="The row in the file as a spreadsheet shows it.")]
+    value: Annotated[str, Field(description="The cell at fault.")]
+    message: Annotated[str, Field(description="What is wrong with it, in a sentence.")]
+
+
+class ListAnswer(BaseModel):
+    """A stored list of recipients; its `id` is the `listId` of batches."""
+
+    model_config = _example(**_LIST)
+
+    id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    name: Annotated[str, Field(description="Of the uploaded file.")]
+    createdDate: Annotated[int, Field(description="Unix seconds.")]
+    recipients: Annotated[int, Field(description="How many it holds.")]
+    columns: Annotated[list[str], Field(description="The names of its variables.")]
+
+
+class ListPage(BaseModel):
+    """Lists, the oldest first."""
+
+    model_config = _example(lists=[_LIST], nextCursor=None)
+
+    lists: list[ListAnswer]
+    nextCursor: Annotated[
+        str | None, Field(description="Ask with it for the next page; null on the last one.")
+    ]
+
+
+class ListUploadAnswer(BaseModel):
+    """What an uploaded list holds."""
+
+    model_config = _example(
+        id=_LIST["id"],
+        rows=3,
+        valid=2,
+        invalid=[_INVALID_ROW],
+        columns=["name"],
+        duplicates=0,
+        invalidCount=1,
+        numberColumn="phone",
+        recipients=3,
+    )
+
+    id: Annotated[str | None, Field(description="The `listId` for batches; null after a dry run.")]
+    rows: Annotated[int, Field(description="Rows below the headings that are not blank.")]
+    valid: Annotated[int, Field(description="Rows that can be called.")]
+    invalid: Annotated[list[InvalidRow], Field(description="The others, the first 1,000 of them.")]
+    columns: Annotated[list[str], Field(description="The names of the variables.")]
+    duplicates: Annotated[int, Field(description="Valid rows whose number stands in a row before.")]
+    invalidCount: Annotated[int, Field(description="How many rows are not valid.")]
+    numberColumn: Annotated[
+        str, Field(description="The heading of the column of the numbers, or its letter.")
+    ]
+    recipients: Annotated[
+        int, Field(description="How many the list holds; after a dry run, would hold.")
+    ]
+
+
+class DoNotCallPage(BaseModel):
+    """Numbers that are not called, in E.164."""
+
+    model_config = _example(phoneNumbers=["+989121234567"], nextCursor=None)
+
+    phoneNumbers: list[str]
+    nextCursor: Annotated[
+        str | None, Field(description="Ask with it for the next page; null on the last one.")
+    ]
+
+
+class DoNotCallAnswer(BaseModel):
+    """What was put on the do-not-call list."""
+
+    model_config = _example(added=1, alreadyListed=1)
+
+    added: int
+    alreadyListed: Annotated[int, Field(description="Numbers that were on the list before.")]
+
+
+class DoNotCallImportAnswer(DoNotCallAnswer):
+    """What a file has put on the do-not-call list."""
+
+    model_config = _example(added=1, alreadyListed=1, invalid=[_INVALID_ROW], invalidCount=1)
+
+    invalid: Annotated[
+        list[InvalidRow],
+        Field(description="Rows without a valid number, the first 1,000 of them."),
+    ]
+    invalidCount: Annotated[int, Field(description="How many rows have no valid number.")]
+
+
+class DoNotCallNumber(BaseModel):
+    """A number that was taken off the do-not-call list."""
+
+    model_config = _example(phoneNumber="+989121234567")
+
+    phoneNumber: Annotated[str, Field(description="In E.164.")]
 
 
 class CdrAnswer(BaseModel):
@@ -409,14 +525,14 @@ def campaign_answer(state: CampaignState, date: DateOf, now: float) -> dict[str,
         "name": state.name,
         "reference": state.reference,
         "state": str(state.phase(now)),
+        "answered": state.answered,
+        "keys": dict(sorted(state.keys.items())),
+        "machines": {"human": state.humans, "machine": state.machines},
         "startAt": _seconds(state.start_at),
         "endAt": _seconds(state.end_at),
         "window": state.window,
         "callsPerSecond": state.calls_per_second,
         "maxChannels": state.max_channels,
-        "answered": state.answered,
-        "keys": dict(sorted(state.keys.items())),
-        "machines": {"human": state.humans, "machine": state.machines},
     }
 
 
@@ -437,6 +553,22 @@ def recording_answer(recording: Recording) -> dict[str, Any]:
         "duration": round(recording.duration, 3),
         "size": recording.size,
     }
+
+
+def list_answer(found: RecipientList, date: DateOf) -> dict[str, Any]:
+    """The JSON of a list of recipients, in the order of `ListAnswer`."""
+    return {
+        "id": found.id,
+        "name": found.name,
+        "createdDate": int(date(found.created_at)),
+        "recipients": found.recipients,
+        "columns": found.columns,
+    }
+
+
+def invalid_rows(summary: Summary) -> list[dict[str, Any]]:
+    """The JSON of the invalid rows of a file, in the order of `InvalidRow`."""
+    return [each._asdict() for each in summary.invalid]
 
 
 def cdr_answer(record: Cdr, date: DateOf) -> dict[str, Any]:

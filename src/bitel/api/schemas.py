@@ -349,3 +349,15 @@ class SpeechBody(Body):
 
     text: Text
     language: Language = None
+
+
+class DoNotCallBody(Body):
+    """Numbers that are not to be called: one, or many."""
+
+    model_config = _example(phoneNumbers=_NUMBERS)
+
+    phone_number: PhoneNumber | None = None
+    phone_numbers: Annotated[
+        list[str] | str | None,
+        Field(description="In place of `phoneNumber`: a list, or one string separated by commas."),
+    ] = None

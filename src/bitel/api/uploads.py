@@ -55,8 +55,7 @@ class UploadService:
         TooManyRequestsError, UnavailableError or ClientDisconnect; then nothing is kept.
         """
         longest = self._context.settings.voices.max_upload
-        if (declared_length(request) or 0) > longest + OTHER_BYTES:
-            raise PayloadTooLargeError(f"the recording is larger than the {longest} bytes allowed")
+        check_declared_length(request, longest, "recording")
         part = FilePart(request.headers.get("content-type", ""))
         with self._under_way.one_more(project_id):
             return await self._receive(project_id, request, part)
@@ -68,9 +67,9 @@ class UploadService:
         quota, voices = quota_of(context.settings), context.settings.voices
         # An early check; the write below checks again.
         await context.database.read(lambda conn: recordings.check_room(conn, project_id, quota))
-        async with _folder(context.incoming) as folder:
+        async with upload_folder(context.incoming, "recording") as folder:
             source = folder / "upload"
-            size = await files.receive(part.chunks(_body(request)), source, voices.max_upload)
+            size = await files.receive(part.chunks(body_of(request)), source, voices.max_upload)
             limits = DecodeLimits(max_seconds=voices.max_seconds)
             decoded = await decode.decode(source, folder, limits, project_id)
             if await request.is_disconnected():
@@ -88,7 +87,13 @@ class UploadService:
         return recording, decoded.warning
 
 
-async def _body(request: Request) -> AsyncIterator[bytes]:
+def check_declared_length(request: Request, longest: int, what: str) -> None:
+    """Raise PayloadTooLargeError if the request says that its file, a `what`, is too large."""
+    if (declared_length(request) or 0) > longest + OTHER_BYTES:
+        raise PayloadTooLargeError(f"the {what} is larger than the {longest} bytes allowed")
+
+
+async def body_of(request: Request) -> AsyncIterator[bytes]:
     """The body of `request`. Raises InvalidRequestError if it pauses or lasts too long."""
     pieces = request.stream()
     deadline = time.monotonic() + UPLOAD_SECONDS
@@ -107,8 +112,8 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def _folder(incoming: Path) -> AsyncIterator[Path]:
-    """A temporary folder for one upload."""
+async def upload_folder(incoming: Path, what: str) -> AsyncIterator[Path]:
+    """A temporary folder for one upload of a `what`. OSError becomes UnavailableError."""
     try:
         folder = Path(await asyncio.to_thread(_make_folder, incoming))
         try:
@@ -119,8 +124,8 @@ async def _folder(incoming: Path) -> AsyncIterator[Path]:
             await asyncio.shield(asyncio.to_thread(remove, folder))
     except OSError as fault:
         if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UnavailableError("the service has no room for the recording now") from fault
-        raise UnavailableError("the service can't keep the recording now") from fault
+            raise UnavailableError(f"the service has no room for the {what} now") from fault
+        raise UnavailableError(f"the service can't keep the {what} now") from fault
 
 
 def _make_folder(incoming: Path) -> str:

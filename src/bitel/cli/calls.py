@@ -22,6 +22,7 @@ from bitel.errors import ConflictError, NotFoundError
 if TYPE_CHECKING:
     from bitel.client import Call
     from bitel.domain.attempts import Media
+    from bitel.settings import Settings
     from bitel.store.calls import AttemptRow
     from bitel.store.database import Database
 
@@ -200,7 +201,7 @@ def erase(
     yes: common.Yes = False,
     config: common.Config = None,
 ) -> None:
-    """Remove a number from a project's calls, attempts, traces and stored answers.
+    """Remove a number from a project's calls, attempts, traces, lists and stored answers.
 
     The calls and their prices stay, without the number and the digits that were keyed. Calls that
     wait are canceled first. An entry on the do-not-call list stays, so that
@@ -229,8 +230,25 @@ def erase(
             some = ids[first : first + ERASED_AT_ONCE]
             database.write_now(partial(retention.erase_calls, project_id=found.id, ids=some))
         database.write_now(lambda conn: retention.forget_number(conn, found.id, e164))
+        recipients = _erase_from_lists(database, found.id, e164, settings)
         traces = sip_trace.erase(_traces_folder(settings.data_dir), set(ids))
-    typer.echo(f"erased from {len(ids)} calls and the traces of {traces} attempts")
+    in_lists = f", and from {recipients} rows of lists" if recipients else ""
+    typer.echo(f"erased from {len(ids)} calls and the traces of {traces} attempts{in_lists}")
+
+
+def _erase_from_lists(database: Database, project_id: str, e164: str, settings: Settings) -> int:
+    """Remove a number from the uploaded lists of a project; returns how many recipients changed."""
+    from bitel.domain.phone_numbers import number_test
+    from bitel.store import recipient_lists
+
+    is_number = number_test(e164, settings.region, settings.extra_prefixes)
+    place: tuple[str, int] | None = ("", -1)
+    count = 0
+    while place is not None:
+        work = partial(recipient_lists.erase_number, is_number=is_number, after=place)
+        place, changed = database.write_now(partial(work, project_id=project_id))
+        count += changed
+    return count
 
 
 def _calls_to(database: Database, project_id: str, e164: str) -> tuple[list[str], list[str]]:

@@ -1,14 +1,12 @@
-"""Reads lists of phone numbers: one per line, or a CSV file of a spreadsheet.
+"""Reads lists of phone numbers for `bitel batch`: one per line, or a file of a spreadsheet.
 
-The file may be UTF-8 or UTF-16, with or without a byte order mark, with commas, semicolons, tabs or
-the delimiter in Excel's first line `sep=;`. The column may be found by its content. Numbers that
-are equal in E.164 form are kept once.
+`bitel.recipient_lists` parses the file: CSV in UTF-8 or UTF-16, or XLSX. Here the column is found
+by its content, and an ambiguous one is an error. Numbers that are equal in E.164 form are kept
+once.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -16,12 +14,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from bitel.errors import BitelError, InvalidPhoneNumberError, InvalidRequestError
+from bitel.recipient_lists.columns import number_columns
+from bitel.recipient_lists.text import IsNumber, Row, csv_rows
 
-DELIMITERS: Final = (",", ";", "\t")
 MOST_SHOWN: Final = 5
 """Duplicates and columns listed in a message."""
 
-_UTF16: Final = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _PLACE: Final = re.compile(r"\bphoneNumbers\[(\d+)\]")
 
 E164 = Callable[[str], str | None]
@@ -54,21 +52,29 @@ def read_number_list(
     Raises InvalidRequestError, naming line and column.
     """
     from bitel.domain.phone_numbers import to_e164
+    from bitel.recipient_lists.reading import as_written, lost_digits
 
     def e164(written: str) -> str | None:
         try:
-            return to_e164(written, region, extra_prefixes)
+            return to_e164(as_written(written, region), region, extra_prefixes)
         except InvalidPhoneNumberError:
             return None
 
-    rows = _rows(_decoded(raw, name), name)
-    if column is None and all(len(row) == 1 for _, row in rows):
-        heading = None
-        has_heading = not re.search(r"\d", rows[0][1][0])
-        cells = [(line, row[0]) for line, row in rows[has_heading:]]
+    rows = _rows(raw, name, lambda cell: e164(cell) is not None)
+    if column is None and all(len(row.cells) == 1 for row in rows):
+        heading, at = None, 0
+        rows = rows[not re.search(r"\d", rows[0].cells[0]) :]
     else:
-        heading, cells = _column(rows, name, column, e164)
-    return _distinct(cells, heading, name, e164)
+        heading, at, rows = _column(rows, name, column, e164)
+    cells = []
+    for row in rows:
+        cell = row.cells[at] if at < len(row.cells) else ""
+        place = f"line {row.line}" if heading is None else f"line {row.line}, column {heading!r}"
+        if (why := lost_digits(cell)) is not None:
+            raise InvalidRequestError(f"{name} {place}: {why}")
+        if cell:
+            cells.append((row.line, place, as_written(cell, region)))
+    return _distinct(cells, name, e164)
 
 
 def located(error: BitelError, found: NumberList, name: str) -> BitelError:
@@ -80,51 +86,29 @@ def located(error: BitelError, found: NumberList, name: str) -> BitelError:
     return InvalidRequestError(_PLACE.sub(lambda _: place, str(error), count=1))
 
 
-def _decoded(raw: bytes, name: str) -> str:
-    encoding = _UTF16.get(raw[:2])
-    if encoding is None and b"\0" in raw[:2]:
-        # Without a byte order mark, the first character is assumed to be ASCII.
-        encoding = "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
-    try:
-        return raw.decode(encoding or "utf-8-sig")
-    except UnicodeDecodeError as fault:
-        line = raw.count(b"\n", 0, fault.start) + 1
-        raise InvalidRequestError(
-            f"{name} line {line} is neither UTF-8 nor UTF-16 text; save the file as CSV UTF-8"
-        ) from None
+def _rows(raw: bytes, name: str, is_number: IsNumber) -> Sequence[Row]:
+    from bitel.recipient_lists.workbook import ZIP, xlsx_rows
 
-
-def _rows(text: str, name: str) -> list[tuple[int, list[str]]]:
-    """Return the non-blank rows, each with the number of its first line."""
-    lines = io.StringIO(text, newline="")
-    first = lines.readline()
-    if marked := re.fullmatch(r"\"?sep=(.)\"?\s*", first):
-        delimiter, skipped = marked[1], 1
+    file = io.BytesIO(raw)
+    if raw.startswith(ZIP):
+        try:
+            found = [*xlsx_rows(file, name)]
+        except ImportError:
+            raise InvalidRequestError(
+                f"{name} is a workbook, which takes the extra bitel[server] to read; save it as CSV"
+            ) from None
     else:
-        outside = re.sub(r'"[^"]*"', "", first)
-        delimiter, skipped = max(DELIMITERS, key=outside.count), 0
-        lines.seek(0)
-    rows: list[tuple[int, list[str]]] = []
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    line = 1 + skipped
-    try:
-        for row in reader:
-            cells = [cell.strip() for cell in row]
-            if any(cells):
-                rows.append((line, cells))
-            line = 1 + skipped + reader.line_num
-    except csv.Error as fault:
-        raise InvalidRequestError(f"{name} line {line} is no CSV: {fault}") from None
-    if not rows:
+        found = list(csv_rows(file, name, is_number, code_pages=False))
+    if not found:
         raise InvalidRequestError(f"{name} holds no number")
-    return rows
+    return found
 
 
 def _column(
-    rows: Sequence[tuple[int, list[str]]], name: str, column: str | None, e164: E164
-) -> tuple[str, list[tuple[int, str]]]:
-    """Return the heading of the numbers' column, and its cells with their lines."""
-    (_, first), rest = rows[0], rows[1:]
+    rows: Sequence[Row], name: str, column: str | None, e164: E164
+) -> tuple[str, int, Sequence[Row]]:
+    """Return the heading of the numbers' column, its index, and the rows below the headings."""
+    first, rest = rows[0].cells, rows[1:]
     has_headings = not any(e164(cell) for cell in first)
     headings = [cell or str(n) for n, cell in enumerate(first, 1)]
     if column is not None:
@@ -143,7 +127,8 @@ def _column(
         if not has_headings:
             headings = [str(n) for n in range(1, len(first) + 1)]
             rest = rows
-        chosen = [n for n in range(len(first)) if _holds_numbers(rest, n, e164)]
+        found = number_columns(rest, lambda cell: e164(cell) is not None)
+        chosen = [n for n in found if n < len(first)]
         if len(chosen) != 1:
             which = f"no column of {name} holds phone numbers"
             if chosen:
@@ -152,38 +137,22 @@ def _column(
             raise InvalidRequestError(
                 f"{which}; name the one to call with --column: {_shown(headings)}"
             )
-    at = chosen[0]
-    return headings[at], [(line, row[at] if at < len(row) else "") for line, row in rest]
+    return headings[chosen[0]], chosen[0], rest
 
 
-def _holds_numbers(rows: Sequence[tuple[int, list[str]]], column: int, e164: E164) -> bool:
-    """Whether at least half of a column's cells are phone numbers."""
-    cells = [row[column] for _, row in rows if column < len(row) and row[column]]
-    return bool(cells) and 2 * sum(e164(cell) is not None for cell in cells) >= len(cells)
-
-
-def _distinct(
-    cells: Sequence[tuple[int, str]], heading: str | None, name: str, e164: E164
-) -> NumberList:
+def _distinct(cells: Sequence[tuple[int, str, str]], name: str, e164: E164) -> NumberList:
+    """The list without repeated numbers; `cells` have the line, the place and the number."""
     numbers: list[str] = []
     places: list[str] = []
     duplicates: list[str] = []
     seen: dict[str, int] = {}
-    for line, cell in cells:
-        if not cell:
-            continue
-        place = f"line {line}" if heading is None else f"line {line}, column {heading!r}"
-        if re.fullmatch(r"[+-]?\d+[.,]\d+[Ee]\+\d+", cell):
-            raise InvalidRequestError(
-                f"{name} {place}: {cell!r} has lost digits; format the column as text in the "
-                "spreadsheet and enter the number again"
-            )
-        key = e164(cell) or cell
+    for line, place, number in cells:
+        key = e164(number) or number
         if key in seen:
             duplicates.append(f"line {line} repeats line {seen[key]}")
             continue
         seen[key] = line
-        numbers.append(cell)
+        numbers.append(number)
         places.append(place)
     if not numbers:
         raise InvalidRequestError(f"{name} holds no number")

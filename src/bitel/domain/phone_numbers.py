@@ -82,6 +82,34 @@ def to_e164(written: str, region: str, extra_prefixes: Sequence[str] = ()) -> st
     )
 
 
+_LAST_DIGITS: Final = 4
+
+
+def number_test(
+    e164: str, region: str, extra_prefixes: Sequence[str] = ()
+) -> Callable[[str], bool]:
+    """A function that returns whether a text is this number; arguments as those of `to_e164`."""
+    last = e164[-_LAST_DIGITS:]
+
+    def is_number(written: str) -> bool:
+        # Most texts are not, and are not parsed.
+        if len(written) > LONGEST_WRITTEN or not _without_separators(written).endswith(last):
+            return False
+        try:
+            return to_e164(written, region, extra_prefixes) == e164
+        except InvalidPhoneNumberError:
+            return False
+
+    return is_number
+
+
+def load_all_plans() -> None:
+    """Load the numbering plans of all countries, which are else read from files at first use."""
+    PhoneMetadata.load_all()
+    for region in phonenumbers.SUPPORTED_REGIONS:
+        PhoneMetadata.short_metadata_for_region(region)
+
+
 def is_ordinary(e164: str, region: str) -> bool:
     """Whether a number is known to be of `region`, valid and not costly.
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import zlib
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 NO_VARIABLES: Final[Mapping[str, str]] = MappingProxyType({})
+
+LONGEST_REFERENCE: Final = 100
+"""Characters."""
+MOST_PACKED: Final = 1 << 23
+"""Bytes that a packed piece of a list may unpack to."""
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Recipient(NamedTuple):
@@ -20,3 +29,50 @@ class Recipient(NamedTuple):
     """Values of the variables of a text, by name."""
     time_zone: str | None = None
     """An IANA name such as Asia/Tehran; None: as the number says."""
+    line: int | None = None
+    """The row in the uploaded list, from 1 on; None where there is no list."""
+
+
+def pack(recipients: Sequence[Recipient]) -> bytes:
+    """The compressed JSON of a piece of a list."""
+    # A lone surrogate of a file has no UTF-8 form.
+    return zlib.compress(_encode([_plain(each) for each in recipients]).encode("utf-8", "replace"))
+
+
+def unpack(packed: bytes) -> list[Recipient]:
+    """The recipients of `pack`. Raises ValueError for what is none of its results."""
+    reader = zlib.decompressobj()
+    try:
+        text = reader.decompress(packed, MOST_PACKED)
+    except zlib.error as fault:
+        raise ValueError("a piece of a list is not compressed by zlib") from fault
+    if not reader.eof or reader.unused_data:
+        raise ValueError("a piece of a list is cut short or too long")
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise ValueError("a piece of a list holds no list")
+    return [_checked(each) for each in found]
+
+
+def _plain(recipient: Recipient) -> list[object]:
+    number, reference, variables, time_zone, line = recipient
+    return [
+        number,
+        reference,
+        variables if type(variables) is dict else {**variables},
+        time_zone,
+        line,
+    ]
+
+
+def _checked(row: object) -> Recipient:
+    match row:
+        case [
+            str(number),
+            str() | None as reference,
+            dict(variables),
+            str() | None as time_zone,
+            int() | None as line,
+        ] if all(type(value) is str for value in variables.values()):
+            return Recipient(number, reference, variables, time_zone, line)
+    raise ValueError("a piece of a list holds something that is no recipient")

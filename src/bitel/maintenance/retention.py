@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from bitel.errors import ConflictError, NotFoundError, UnavailableError
 from bitel.recordings.storage import VoiceStore
 from bitel.settings import RetentionSettings
-from bitel.store import pausing, recordings
+from bitel.store import pausing, recipient_lists, recordings
 from bitel.store import retention as store
 from bitel.store.database import Database
 
@@ -39,6 +39,9 @@ SWEEP_EVERY: Final = DAY
 """Seconds between two sweeps of audio without a recording."""
 ORPHANED_AFTER: Final = 7 * DAY
 """Age in seconds from which audio without a recording is deleted."""
+
+LIST_DAYS: Final = 30.0
+"""Days until an uploaded list of recipients is deleted."""
 
 _AFTER_FAULT: Final = 10.0
 
@@ -98,6 +101,7 @@ class Retention:
             await self._delete("calls", store.delete_calls, keep.calls)
         if keep.recordings:
             await self._delete_recordings(keep.recordings)
+        await self._delete("lists", recipient_lists.delete_old, LIST_DAYS)
 
     async def sweep(self) -> int:
         """Delete old audio without a recording, and return how many were deleted.

@@ -17,7 +17,8 @@ from bitel.settings import DialerSettings, Settings
 
 RELOADABLE: Final = frozenset(
     {
-        *("batch_limit", "extra_prefixes", "limits", "log_json", "log_level", "otp", "retention"),
+        *("batch_limit", "extra_prefixes", "limits", "list_limit", "log_json", "log_level", "otp"),
+        "retention",
         *("tariff", "voices", "http.max_body", "http.max_batch_body", "metrics.token"),
     }
 )

@@ -437,6 +437,8 @@ class Settings(BaseSettings):
     """The currency of balances and prices (ISO 4217)."""
     batch_limit: int = Field(default=10_000, ge=1, le=1_000_000)
     """Numbers that one batch may hold."""
+    list_limit: int = Field(default=1_000_000, ge=1, le=1_000_000)
+    """Rows that an uploaded list of recipients may have; it may be as large as a recording."""
     drain_timeout: float = Field(default=30.0, ge=0, le=3600)
     """Seconds that running calls may still take after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

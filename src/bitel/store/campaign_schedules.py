@@ -7,7 +7,7 @@ is picked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -73,6 +73,33 @@ class NoPace:
     ) -> int:
         """Any number."""
         return _NO_HURRY
+
+
+class CampaignBudgets:
+    """How many further calls of each campaign one claim may begin."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._left: dict[str, int] = {}
+
+    def left(self, row: CampaignRow) -> int:
+        """How many calls of the campaign may still begin."""
+        if row.id not in self._left:
+            self._left[row.id] = self._pace.room(row.id, row.calls_per_second, row.max_channels)
+        return self._left[row.id]
+
+    def allow(self, row: DueCall, chosen: Sequence[DueCall]) -> bool:
+        """Whether the call may begin besides those that are chosen already."""
+        left = self._left.get(row.campaign_id or "", _NO_HURRY)
+        if left > len(chosen):
+            return True
+        return sum(one.campaign_id == row.campaign_id for one in chosen) < left
+
+    def spend(self, rows: Iterable[DueCall]) -> None:
+        """Count calls that begin."""
+        for row in rows:
+            if row.campaign_id in self._left:
+                self._left[row.campaign_id] -= 1
 
 
 _first_due = (
@@ -250,7 +277,8 @@ def pick(
     after_project: str,
     after_campaigns: Mapping[str, str],
     closed: Collection[str],
-    pace: Pace,
+    budgets: CampaignBudgets,
+    least: int = 0,
 ) -> list[DueCall]:
     """Up to `room` due calls of the campaigns that have a turn.
 
@@ -260,7 +288,8 @@ def pick(
         after_project: the turn begins with the project that follows this one.
         after_campaigns: the same within each project.
         closed: projects that have no turn.
-        pace: limits the calls of each campaign.
+        budgets: limit the calls of each campaign.
+        least: calls to look at of a campaign that has a budget, even if they are more.
     """
     by_project: dict[str, list[str]] = {}
     most: dict[str, int] = {}
@@ -268,8 +297,9 @@ def pick(
         is_due = row.first_due is not None and row.first_due <= schedules.now
         if not is_due or row.project_id in closed or not schedules.has_turn(row):
             continue
-        most[row.id] = pace.room(row.id, row.calls_per_second, row.max_channels)
-        if most[row.id] > 0:
+        left = budgets.left(row)
+        if left > 0:
+            most[row.id] = max(left, least)
             by_project.setdefault(row.project_id, []).append(row.id)
     turns = [
         _following(by_project[project_id], after_campaigns.get(project_id, ""))

@@ -135,8 +135,8 @@ _STATUS_COLUMNS: Final = {status: status.name.lower() for status in CallStatus}
 STATE_COLUMNS: Final = tuple(
     campaign.c[
         "id", "project_id", "dialer_id", "total", "requested_at", "finished_at", "price",
-        "canceled_at", "name", "reference", "start_at", "end_at", "window", "calls_per_second", "max_channels",
-        "paused_at", "answered", "humans", "machines", *_STATUS_COLUMNS.values(),
+        "canceled_at", "name", "reference", "start_at", "end_at", "window", "calls_per_second",
+        "max_channels", "paused_at", "answered", "humans", "machines", *_STATUS_COLUMNS.values(),
     ]
 )  # fmt: skip
 """The columns that `states` needs."""
@@ -179,14 +179,6 @@ def newest(conn: Connection, project_id: str | None, limit: int) -> list[tuple[s
     return list(zip([row.project_id for row in rows], states(conn, rows), strict=True))
 
 
-_is_active = (campaign.c.finished_at.is_(None), campaign.c.canceled_at.is_(None))
-_PAUSE = (
-    update(campaign)
-    .where(*_is_it, *_is_active, campaign.c.paused_at.is_(None))
-    .values(paused_at=bindparam("now"))
-)
-
-
 def pause(
     conn: Connection, project_id: str, campaign_id: str, now: float
 ) -> tuple[str, CampaignState]:
@@ -195,15 +187,23 @@ def pause(
     Returns its dialer and its state. One that is paused, canceled or finished stays as it is.
     Raises NotFoundError, and ConflictError for a campaign that was paused too often.
     """
-    wanted = {"id": campaign_id, "project_id": project_id}
-    locked = conn.execute(_PAUSES, wanted).one_or_none()
-    if locked is not None and len(locked.pauses) >= MOST_PAUSES:
-        raise ConflictError(f"a campaign can be paused {MOST_PAUSES} times, as this one was")
-    conn.execute(_PAUSE, {**wanted, "now": now})
+    locked = conn.execute(_LOCK, {"id": campaign_id, "project_id": project_id}).one_or_none()
+    if locked is not None and locked.paused_at is None and _is_active(locked):
+        if len(locked.pauses) >= MOST_PAUSES:
+            raise ConflictError(f"a campaign can be paused {MOST_PAUSES} times, as this one was")
+        conn.execute(update(campaign).where(campaign.c.id == campaign_id).values(paused_at=now))
     return _found(conn, project_id, campaign_id)
 
 
-_PAUSES = select(*campaign.c["paused_at", "pauses"]).where(*_is_it).with_for_update(key_share=True)
+def _is_active(row: Any) -> bool:
+    return row.finished_at is None and row.canceled_at is None
+
+
+_LOCK = (
+    select(*campaign.c["paused_at", "pauses", "finished_at", "canceled_at"])
+    .where(*_is_it)
+    .with_for_update(key_share=True)
+)
 
 
 def resume(
@@ -213,7 +213,7 @@ def resume(
 
     Returns its dialer and its state. One that is not paused stays as it is. Raises NotFoundError.
     """
-    locked = conn.execute(_PAUSES, {"id": campaign_id, "project_id": project_id}).one_or_none()
+    locked = conn.execute(_LOCK, {"id": campaign_id, "project_id": project_id}).one_or_none()
     if locked is not None and locked.paused_at is not None:
         pauses = (*locked.pauses, (locked.paused_at, max(now, locked.paused_at)))
         resumed = update(campaign).where(campaign.c.id == campaign_id)

@@ -6,7 +6,6 @@ crash `recovery.take_over` deals with the attempts that are still open.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -28,7 +27,7 @@ from bitel.store import (
     one_time_passwords,
     pausing,
 )
-from bitel.store.campaign_schedules import NoPace, Pace, Schedules
+from bitel.store.campaign_schedules import CampaignBudgets, NoPace, Pace, Schedules
 from bitel.store.endings import CallEnd, end_attempts, end_calls, forget_requests, requeue_calls
 from bitel.store.fair_queue import DueCall
 from bitel.store.leases import Lease, LostLease
@@ -136,13 +135,12 @@ def claim(
         for lane in sorted(alone | in_campaigns)
     ]
     claimed: list[Claim] = []
+    queue = _Queue(lease.dialer_id, schedules, after_campaign, CampaignBudgets(pace))
     for look in range(_LOOKS):
         # Calls that can't be dialled must take neither a place nor their project's turn.
-        begun = Counter(one.campaign_id for one in claimed)
-        queue = _Queue(lease.dialer_id, schedules, after_campaign, _Remaining(pace, begun))
         picked = _pick(conn, queue, turns, room, _LOOK_AT if look else 0, now)
         rows = _ready(conn, picked, schedules) if picked else []
-        taken, parked = _take_shares(conn, lease, rows, room, schedules)
+        taken, parked = _take_shares(conn, lease, rows, room, queue)
         claimed += taken
         otp = sum(one.lane is Lane.OTP for one in taken)
         others = len(taken) - otp
@@ -154,31 +152,17 @@ def claim(
     return claimed
 
 
-@dataclass(frozen=True, slots=True)
-class _Remaining:
-    """What a pace leaves after some calls of this transaction have begun."""
-
-    pace: Pace
-    begun: Counter[str | None]
-
-    def room(
-        self, campaign_id: str, calls_per_second: float | None, max_channels: int | None
-    ) -> int:
-        whole = self.pace.room(campaign_id, calls_per_second, max_channels)
-        return whole - self.begun[campaign_id]
-
-
 class _Queue(NamedTuple):
     """The waiting calls of a dialer."""
 
     dialer_id: str
     schedules: Schedules
     after_campaign: Mapping[str, str]
-    pace: Pace
+    budgets: CampaignBudgets
 
 
 def _take_shares(
-    conn: Connection, lease: Lease, rows: list[DueCall], room: Room, schedules: Schedules
+    conn: Connection, lease: Lease, rows: list[DueCall], room: Room, queue: _Queue
 ) -> tuple[list[Claim], int]:
     """Claim one-time passwords first, up to their share while other calls are due, then the others,
     then more one-time passwords. Returns the claims, and how many calls were parked."""
@@ -193,9 +177,11 @@ def _take_shares(
         waiting = [row for row in some if row.id not in gone]
         if not waiting or most <= 0:
             return
-        free, parked = number_exclusion.park_taken(conn, waiting, schedules.now, most)
+        now, budgets = queue.schedules.now, queue.budgets
+        free, parked = number_exclusion.park_taken(conn, waiting, now, most, budgets.allow)
         if free:
-            claimed.extend(_take(conn, lease, free, schedules))
+            budgets.spend(free)
+            claimed.extend(_take(conn, lease, free, queue.schedules))
         gone.update(row.id for row in (*free, *parked))
         parked_calls += len(parked)
 
@@ -237,7 +223,8 @@ def _pick(
                     after,
                     queue.after_campaign,
                     closed,
-                    queue.pace,
+                    queue.budgets,
+                    least,
                 )
             picked += fair_queue.one_of_each(of_lane)
             others -= 0 if lane is Lane.OTP else len(of_lane)

@@ -23,6 +23,17 @@ def add(conn: Connection, project_id: str, e164: str) -> bool:
     return conn.execute(_ADD, {"project_id": project_id, "e164": e164}).rowcount == 1
 
 
+def add_many(conn: Connection, project_id: str, numbers: Collection[str]) -> int:
+    """Put numbers, in E.164 with their plus sign, on the list; returns how many were not there."""
+    added = 0
+    for each in in_chunks(dict.fromkeys(numbers)):
+        rows = [{"project_id": project_id, "e164": e164} for e164 in each["ids"]]
+        known = conn.execute(_AMONG, {"project_id": project_id, **each}).scalars()
+        added += len(rows) - len(set(known))
+        conn.execute(_ADD, rows)
+    return added
+
+
 _of_project = do_not_call.c.project_id == bindparam("project_id")
 
 

@@ -9,7 +9,7 @@ number thousands of times. A project may lift the rule.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import sqlalchemy as sa
@@ -39,12 +39,18 @@ ProjectNumber = tuple[str, str]
 
 
 def park_taken(
-    conn: Connection, picked: Sequence[DueCall], now: float, room: int
+    conn: Connection,
+    picked: Sequence[DueCall],
+    now: float,
+    room: int,
+    may_begin: Callable[[DueCall, Sequence[DueCall]], bool] = lambda row, chosen: True,
 ) -> tuple[list[DueCall], list[DueCall]]:
     """Park those of `picked`, which are locked, whose number is taken.
 
     Of several calls to one number the first may be dialled. A number is taken too while an INVITE
     of a process that crashed may still ring there.
+
+    `may_begin` says whether a call may be dialled besides those that are chosen already.
 
     Returns up to `room` calls, in order, that may be dialled, and those parked; calls beyond `room`
     stay as they are.
@@ -56,7 +62,7 @@ def park_taken(
         number = _number_of(row)
         if row.exclusive and number in taken:
             parked.append(row)
-        elif len(free) < room:
+        elif len(free) < room and may_begin(row, free):
             free.append(row)
             taken[number] = now
     contested = _contested(conn, {_number_of(row) for row in free if row.exclusive}, now)

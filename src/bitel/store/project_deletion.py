@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from bitel.errors import ConflictError
-from bitel.store import retention
+from bitel.store import recipient_lists, retention
 from bitel.store.database import Database
 from bitel.store.projects import change
 from bitel.store.schema import (
@@ -77,6 +77,9 @@ def delete_project(database: Database, project_id: str, now: float) -> None:
     while after is not None:
         after = database.write_now(partial(_delete_calls, project_id=project_id, after=after))
     database.write_now(lambda conn: conn.execute(_DELETE_KEYS, {"project_id": project_id}))
+    lists = partial(recipient_lists.delete_of_project, project_id=project_id)
+    while database.write_now(lists):
+        pass
     for statement in _DELETIONS:
         piece = partial(_delete_piece, statement=statement, project_id=project_id)
         while database.write_now(piece) == PIECE:

@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitel.api.campaign_events import CampaignKey
-from bitel.api.dependencies import ACCESS_PARAMETER, DirectRoute, Holder, services_of
+from bitel.api.dependencies import ACCESS_PARAMETER, DirectRoute, Holder, Owner, services_of
 from bitel.api.openapi import described_stream
+from bitel.api.results_csv import COLUMNS, ResultsResponse
 from bitel.domain.ids import is_id
 from bitel.errors import InvalidRequestError, NotFoundError
+from bitel.store import campaigns
 
 router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
 
@@ -30,6 +32,14 @@ event: finished
 data: {"id":"0197b2a4c1d07e63a5f81c0d9be24f16","total":3,"byStatus":{"WAITING":0, …}, …}
 
 """
+_RESULTS_EXAMPLE: Final = (
+    ",".join(COLUMNS)
+    + "\r\n0197b2a4c1d07e63a5f81c0d9be24f17,09121234567,order-4711,NORMAL,,12,2025-12-02T02:32:30Z,"
+    "2025-12-02T02:33:31Z,-34.2,2,1,,answered,200,"
+    '"1: busy 486, dialled 2025-12-02T02:32:30Z, ended 2025-12-02T02:32:31Z; '
+    "2: answered 200, dialled 2025-12-02T02:33:31Z, rang 2025-12-02T02:33:32Z, "
+    'answered 2025-12-02T02:33:35Z, ended 2025-12-02T02:33:47Z, keys 1"\r\n'
+)
 _EVENTS_PARAMETERS: Final[list[dict[str, Any]]] = [
     {
         "name": ACCESS_PARAMETER,
@@ -70,5 +80,35 @@ async def campaign_events(request: Request, holder: Holder, campaign_id: Campaig
     events = services_of(request).campaign_events
     present = await events.find(key) if is_id(campaign_id) else None
     if present is None:
-        raise NotFoundError("this project has no campaign of that id")
+        raise _no_campaign()
     return events.stream(key, holder.token, present, request.headers.get("last-event-id", ""))
+
+
+@router.get(
+    "/campaign/{campaign_id}/results.csv",
+    **described_stream(
+        "The results of a campaign",
+        "campaigns",
+        "text/csv",
+        _RESULTS_EXAMPLE,
+        [NotFoundError],
+    ),
+)
+async def campaign_results(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
+    """A table for spreadsheets, with one line for each call in the order in which they were asked
+    for, as it is when its line is sent. UTF-8 with a byte order mark; dates are UTC. `attempts` is
+    their number, `lastOutcome` and `lastSipCode` are those of the last, and `attemptDetails` has
+    all of them in one text. Text that would be a formula begins with an apostrophe."""
+    services = services_of(request)
+    found = None
+    if is_id(campaign_id):
+        found = await services.context.database.read(
+            lambda conn: campaigns.find(conn, project.id, campaign_id)
+        )
+    if found is None:
+        raise _no_campaign()
+    return ResultsResponse(services.context, services.downloads, project.id, campaign_id)
+
+
+def _no_campaign() -> NotFoundError:
+    return NotFoundError("this project has no campaign of that id")
