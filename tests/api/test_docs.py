@@ -32,6 +32,9 @@ REWRITE = "BITEL_TEST_WRITE_DOCS"
 MOVING = frozenset({"duration", "size", "nextCursor"})
 """Keys whose values depend on the version of the speech engine, or on identifiers."""
 
+PEOPLE = "name;phone;reference\nسارا;09121234567;A-1\nعلی;9351234567;A-2\nرضا;0912;A-3\n"
+"""The list that the page uploads."""
+
 BLOCK = re.compile(
     r"^(?:<!-- then: (?P<event>\w+) -->"
     r"|```(?P<kind>http|json|text)\n(?P<text>.*?)```)$",
@@ -80,10 +83,14 @@ class Tour:
         method, path = line.split()
         headers = dict(each.split(": ", 1) for each in fields)
         if body.startswith("file=@"):
-            file = self.folder / body.strip().removeprefix("file=@")
-            write_sample(file, 2.0)
+            form = dict(each.split("=", 1) for each in body.strip().splitlines())
+            file = self.folder / form.pop("file").removeprefix("@")
+            if file.suffix == ".csv":
+                file.write_text(PEOPLE)
+            else:
+                write_sample(file, 2.0)
             with file.open("rb") as opened:
-                return await client.request(method, path, files={"file": opened})
+                return await client.request(method, path, files={"file": opened}, data=form)
         content = body.strip().encode() or None
         return await client.request(method, path, content=content, headers=headers)
 

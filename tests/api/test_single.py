@@ -208,7 +208,7 @@ def test_a_price_of_nothing_has_no_sign() -> None:
     from decimal import Decimal
 
     from bitel import exact_json
-    from bitel.api.responses import balance_change
+    from bitel.domain.call_json import balance_change
 
     assert exact_json.dumps(balance_change(Decimal("0.0000"))) == "0.0"
     assert balance_change(Decimal("34.2")) == Decimal("-34.2")

@@ -62,6 +62,7 @@ def reaches(call: str, campaign: str, voice: str) -> dict[str, Reach]:
         "POST /api/v2/voice/single/tts": Reach(f"{v2}/single/tts", FINE, {**one, "text": "hello"}),
         "POST /api/v2/voice/batch/tts": Reach(f"{v2}/batch/tts", FINE, many),
         "GET /api/v2/voice/status/{call_id}": Reach(f"{v2}/status/{call}", NOT_FOUND),
+        "GET /api/v2/voice/calls/{call_id}": Reach(f"{v2}/calls/{call}", NOT_FOUND),
         "DELETE /api/v2/voice/{call_id}": Reach(f"{v2}/{call}", NOT_FOUND),
         "GET /api/v2/voice/campaign/{campaign_id}": Reach(f"{v2}/campaign/{campaign}", NOT_FOUND),
         "GET /api/v2/voice/campaign/{campaign_id}/calls": Reach(

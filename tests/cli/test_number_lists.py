@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bitel.cli.number_lists import NumberList, read_number_list
 from bitel.errors import InvalidRequestError
+from tests.recipient_lists.lists import as_xlsx
 
 A, B, C = "09121234567", "09351234567", "02112345678"
 
@@ -73,6 +74,20 @@ def test_without_headings_the_column_of_numbers_is_found() -> None:
     found = read(f"Sara,{A}\nAli,{B}\nBad,0912\n")
     assert found.numbers == [A, B, "0912"]
     assert found.places[2] == "line 3, column '2'"
+
+
+def test_a_workbook_is_read_by_its_rows() -> None:
+    rows: list[list[str | int]] = [
+        ["name", "phone"],
+        ["Sara", 9121234567],
+        [],
+        ["Ali", B],
+        ["Sara", A],
+    ]
+    found = read(as_xlsx(rows))
+    assert found.numbers == [A, B]
+    assert found.places == ["line 2, column 'phone'", "line 4, column 'phone'"]
+    assert found.duplicates == ["line 5 repeats line 2"]
 
 
 def test_an_ambiguous_column_is_an_error() -> None:

@@ -173,7 +173,7 @@ class ListUploadService:
     ) -> AsyncIterator[_Upload]:
         longest = self._context.settings.voices.max_upload
         check_declared_length(request, longest, "list")
-        part = FilePart(request.headers.get("content-type", ""), wanted)
+        part = FilePart(request.headers.get("content-type", ""), wanted, unnamed="list")
         with self._under_way.one_more(project_id):
             async with upload_folder(self._context.incoming, "list") as folder:
                 await files.receive(part.chunks(body_of(request)), folder / "upload", longest)

@@ -24,8 +24,13 @@ class FilePart:
     values of the wanted fields once the body has been read.
     """
 
-    def __init__(self, content_type: str, wanted: Collection[str] = ()) -> None:
-        """Raises InvalidRequestError if `content_type` is not multipart/form-data."""
+    def __init__(
+        self, content_type: str, wanted: Collection[str] = (), unnamed: str = "recording"
+    ) -> None:
+        """Raises InvalidRequestError if `content_type` is not multipart/form-data.
+
+        `unnamed` is the name of a file whose part has none.
+        """
         media_type, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
         if media_type != b"multipart/form-data" or not boundary:
@@ -34,6 +39,7 @@ class FilePart:
             )
         self.name = ""
         self.fields: dict[str, str] = {}
+        self._unnamed = unnamed
         self._wanted = frozenset(wanted)
         self._field: str | None = None
         self._value = bytearray()
@@ -142,7 +148,9 @@ class FilePart:
         if self._found:
             raise InvalidRequestError(f"the multipart body has more than one part named {FIELD}")
         self._found = True
-        self.name = harmless_name(options.get(b"filename", b"").decode("utf-8", "replace"))
+        self.name = harmless_name(
+            options.get(b"filename", b"").decode("utf-8", "replace"), self._unnamed
+        )
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._inside:
@@ -162,8 +170,9 @@ class FilePart:
         self._ended = True
 
 
-def harmless_name(filename: str) -> str:
-    """The last segment of a file's path without control characters, 1 to 255 characters long."""
+def harmless_name(filename: str, unnamed: str = "recording") -> str:
+    """The last segment of a file's path without control characters, 1 to 255 characters long;
+    `unnamed` if that is empty."""
     last = filename.replace("\\", "/").rpartition("/")[2]
     printable = "".join(char for char in last if char.isprintable()).strip()
-    return printable[:LONGEST_NAME].strip() or "recording"
+    return printable[:LONGEST_NAME].strip() or unnamed

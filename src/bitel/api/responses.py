@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from bitel.api.placement import StoredAnswer
-from bitel.domain.calls import Call, CallStatus
+from bitel.domain.attempts import Outcome
+from bitel.domain.call_json import DateOf, balance_change, call_answer
+from bitel.domain.calls import CallStatus
 from bitel.errors import BitelError, TooManyRequestsError, UnauthorizedError
 from bitel.exact_json import dumps as as_json
 from bitel.recipient_lists.reading import Summary
@@ -25,9 +26,6 @@ REPLAYED: Final = "Idempotent-Replayed"
 """Header of an answer that repeats the one to an earlier request with the same Idempotency-Key."""
 UNEXPECTED: Final = "the service failed in a way it did not expect; its log says how"
 T = TypeVar("T")
-
-DateOf = Callable[[float], float]
-"""Gives the date that clients see for a stored time, both in Unix seconds."""
 
 _CALL: Final[dict[str, Any]] = {
     "id": "0197b2a4c1d07e63a5f81c0d9be24f17",
@@ -64,6 +62,38 @@ _LISTED_CALL: Final[dict[str, Any]] = {
     **_CALL,
     "campaignId": _CAMPAIGN_ID,
     "reference": "order-4711",
+}
+
+
+_ATTEMPT: Final[dict[str, Any]] = {
+    "number": 1,
+    "startDate": 1764640751,
+    "ringDate": 1764640753,
+    "answerDate": 1764640760,
+    "endDate": 1764640772,
+    "outcome": "ANSWERED",
+    "sipCode": 200,
+    "cause": 16,
+    "reason": "answered",
+    "endedBy": "callee",
+    "callerId": "02191000000",
+    "keys": "1",
+    "lossPercent": 0.4,
+    "jitterMs": 2.5,
+}
+_CALL_DETAILS: Final[dict[str, Any]] = {
+    **_CALL,
+    "status": "NORMAL",
+    "statusCode": 1,
+    "billSec": 12,
+    "executionDate": 1764640751,
+    "price": -34.2,
+    "campaignId": _CAMPAIGN_ID,
+    "reference": "order-4711",
+    "reason": "answered",
+    "machine": None,
+    "keys": "1",
+    "attempts": [_ATTEMPT],
 }
 
 
@@ -187,6 +217,55 @@ class CampaignAnswer(BaseModel):
     maxChannels: Annotated[
         int | None, Field(description="Attempts that it makes at once at most; null: any.")
     ]
+
+
+class AttemptAnswer(BaseModel):
+    """One attempt of a call."""
+
+    model_config = _example(**_ATTEMPT)
+
+    number: Annotated[int, Field(description="1 is the first.")]
+    startDate: Annotated[int, Field(description="Unix seconds.")]
+    ringDate: Annotated[int, Field(description="Unix seconds; 0 if it is not known to have rung.")]
+    answerDate: Annotated[int, Field(description="Unix seconds; 0 if it was not answered.")]
+    endDate: Annotated[int, Field(description="Unix seconds; 0 while it is under way.")]
+    outcome: Annotated[
+        str | None,
+        Field(
+            description="null while it is under way.",
+            json_schema_extra={"enum": [*(each.name for each in Outcome), None]},
+        ),
+    ]
+    sipCode: Annotated[int | None, Field(description="The final response; null: none came.")]
+    cause: Annotated[int | None, Field(description="The cause of ITU-T Q.850, if one was given.")]
+    reason: Annotated[str | None, Field(description="Why it ended, in words.")]
+    endedBy: Annotated[
+        str | None, Field(description="`callee` or `service`: the side that ended an answered one.")
+    ]
+    callerId: Annotated[str | None, Field(description="The number that it showed.")]
+    keys: Annotated[str, Field(description="The keys that were pressed.")]
+    lossPercent: Annotated[
+        float | None,
+        Field(description="Packets that the callee lost; null without a report of theirs."),
+    ]
+    jitterMs: Annotated[float | None, Field(description="Their jitter, by the same report.")]
+
+
+class CallDetailsAnswer(CallAnswer):
+    """A call with its attempts."""
+
+    model_config = _example(**_CALL_DETAILS)
+
+    campaignId: Annotated[str | None, Field(description="null for a single call.")]
+    reference: Annotated[str | None, Field(description="As the client gave it.")]
+    reason: Annotated[
+        str | None, Field(description="Why it has its status; null while nothing has happened.")
+    ]
+    machine: Annotated[
+        str | None, Field(description="`human` or `machine`; null where it was not detected.")
+    ]
+    keys: Annotated[str, Field(description="The keys that were pressed, in all attempts.")]
+    attempts: Annotated[list[AttemptAnswer], Field(description="The first one first.")]
 
 
 class CallPage(BaseModel):
@@ -487,20 +566,6 @@ def placed_answer(
     }
 
 
-def call_answer(call: Call, date: DateOf) -> dict[str, Any]:
-    """The JSON of a call, in the order of `CallAnswer`."""
-    return {
-        "id": call.id,
-        "phoneNumber": call.phone_number,
-        "status": call.status.name,
-        "statusCode": int(call.status),
-        "billSec": call.bill_seconds,
-        "requestDate": int(date(call.requested_at)),
-        "executionDate": int(date(call.executed_at)),
-        "price": balance_change(call.price),
-    }
-
-
 def listed_call_answer(listed: ListedCall, date: DateOf) -> dict[str, Any]:
     """The JSON of a call in a list, in the order of `ListedCallAnswer`."""
     return {
@@ -538,11 +603,6 @@ def campaign_answer(state: CampaignState, date: DateOf, now: float) -> dict[str,
 
 def _seconds(at: float | None) -> int | None:
     return None if at is None else int(at)
-
-
-def balance_change(cost: Decimal) -> Decimal:
-    """The change of a balance by a cost of zero or more: its negative, and 0 instead of -0."""
-    return -cost if cost else Decimal(0)
 
 
 def recording_answer(recording: Recording) -> dict[str, Any]:

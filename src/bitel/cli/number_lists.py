@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bitel.errors import BitelError, InvalidPhoneNumberError, InvalidRequestError
+from bitel.errors import (
+    BitelError,
+    InvalidPhoneNumberError,
+    InvalidRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaError,
+)
 from bitel.recipient_lists.columns import number_columns
 from bitel.recipient_lists.text import IsNumber, Row, csv_rows
 
@@ -97,6 +103,8 @@ def _rows(raw: bytes, name: str, is_number: IsNumber) -> Sequence[Row]:
             raise InvalidRequestError(
                 f"{name} is a workbook, which takes the extra bitel[server] to read; save it as CSV"
             ) from None
+        except (UnsupportedMediaError, PayloadTooLargeError) as fault:
+            raise InvalidRequestError(f"{name}: {fault}") from None
     else:
         found = list(csv_rows(file, name, is_number, code_pages=False))
     if not found:

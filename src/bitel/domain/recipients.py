@@ -66,13 +66,15 @@ def _plain(recipient: Recipient) -> list[object]:
 
 
 def _checked(row: object) -> Recipient:
-    match row:
-        case [
-            str(number),
-            str() | None as reference,
-            dict(variables),
-            str() | None as time_zone,
-            int() | None as line,
-        ] if all(type(value) is str for value in variables.values()):
+    if type(row) is list and len(row) == 5:
+        number, reference, variables, time_zone, line = row
+        if (
+            type(number) is str
+            and (reference is None or type(reference) is str)
+            and type(variables) is dict
+            and all(type(value) is str for value in variables.values())
+            and (time_zone is None or type(time_zone) is str)
+            and (line is None or type(line) is int)
+        ):
             return Recipient(number, reference, variables, time_zone, line)
     raise ValueError("a piece of a list holds something that is no recipient")

@@ -55,6 +55,8 @@ class Layout:
     """Names and columns of the variables."""
     first_row: int
     """Index among the sample of the first row that is a recipient."""
+    width: int = 0
+    """How many columns have headings."""
 
 
 def find_layout(
@@ -87,6 +89,9 @@ def find_layout(
         number = _by_cells(sample, name, is_number)
     if heading is None:
         heading = _row_above(sample, number, is_number)
+    if heading is None and column is not None:
+        # The column may have no heading where others have.
+        heading = _row_with_heading(sample, None, is_number)
     if heading is None:
         return Layout(number, letter(number), None, None, (), 0)
     return _with_headings(sample[heading].cells, number, name, heading)
@@ -217,10 +222,10 @@ def _with_headings(cells: Sequence[str], number: int, name: str, heading: int) -
         text = " ".join(cell.split())
         if not text or at == number:
             continue
-        if len(text) > LONGEST_NAME:
+        if len(text) > LONGEST_NAME or "\0" in text:
             raise InvalidRequestError(
-                f"{name} has a heading of more than {LONGEST_NAME} characters in column "
-                f"{letter(at)}; make it shorter"
+                f"{name} has a heading in column {letter(at)} that is longer than {LONGEST_NAME} "
+                "characters or holds a NUL character; change it"
             )
         if reference is None and _plain(text) in _REFERENCES:
             reference = at
@@ -230,7 +235,9 @@ def _with_headings(cells: Sequence[str], number: int, name: str, heading: int) -
             variables[_free_name(text, variables)] = at
     own = cells[number] if number < len(cells) else ""
     number_name = " ".join(own.split())[:LONGEST_NAME] or letter(number)
-    return Layout(number, number_name, reference, time_zone, tuple(variables.items()), heading + 1)
+    return Layout(
+        number, number_name, reference, time_zone, tuple(variables.items()), heading + 1, len(cells)
+    )
 
 
 def _free_name(text: str, taken: dict[str, int]) -> str:

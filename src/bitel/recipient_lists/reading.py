@@ -261,7 +261,10 @@ def _recipient(row: Row, layout: Layout, region: str, name: str) -> Recipient:
         )
     number = _cell(row, layout.number)
     reference, time_zone = _cell(row, layout.reference), _cell(row, layout.time_zone)
-    variables = {each: _cell(row, at) for each, at in layout.variables}
+    cells = row.cells
+    if len(cells) < layout.width:
+        cells = cells + [""] * (layout.width - len(cells))
+    variables = {each: cells[at] for each, at in layout.variables}
     whole = "".join(row.cells)
     if len(whole) > LONGEST_CELL or "\0" in whole:
         _check_text(row, name, (number, reference, time_zone, *variables.values()))

@@ -95,7 +95,7 @@ def xlsx_rows(file: BinaryIO, name: str) -> Iterator[Row]:
     # Rows begin with the first of the sheet, but cells with the first column that has any.
     indent = [""] * found.start[1]
     for number, values in enumerate(found.iter_rows(), 1):
-        cells = [cell_text(value).strip() for value in values]
+        cells = [value.strip() if type(value) is str else cell_text(value) for value in values]
         if any(cells):
             yield Row(number, number, indent + cells)
 

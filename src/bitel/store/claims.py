@@ -491,4 +491,5 @@ def _claim(attempt_id: str, row: DueCall, schedules: Schedules) -> Claim:
         language=row.language or "",
         longest_seconds=row.longest_seconds,
         campaign_id=row.campaign_id,
+        caller_id=row.caller_id or "",
     )

@@ -63,6 +63,7 @@ class DueCall(DueRow, Protocol):
     attempts: int
     parts: tuple[str, ...] | None
     """Recordings that are played; empty: they are not rendered yet. None: it has none."""
+    caller_id: str | None
     unwanted: bool
     """Its number is on the do-not-call list."""
     exclusive: bool
@@ -371,6 +372,7 @@ _CALL_COLUMNS: Final = (
         "id", "project_id", "campaign_id", "lane", "e164", "time_zone", "recording_id", "digits",
         "repeat_count", "language", "longest_seconds", "retries_left", "retry_interval",
         "retry_waits", "expires_at", "trouble", "uncertain", "attempts", "due_at", "parts",
+        "caller_id",
     ],
     sa.select(sa.literal_column("1"))
     .where(do_not_call.c.project_id == call.c.project_id, do_not_call.c.e164 == call.c.e164)

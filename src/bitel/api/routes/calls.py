@@ -17,8 +17,8 @@ from bitel.api.reading import idempotency_key, read
 from bitel.api.responses import (
     BatchSuccess,
     CallAnswer,
+    CallDetailsAnswer,
     Success,
-    call_answer,
     json_list_body,
     placed_answer,
     sent,
@@ -33,10 +33,12 @@ from bitel.api.schemas import (
     SingleBody,
     SingleTtsBody,
 )
+from bitel.domain.call_json import call_answer, call_details_answer
 from bitel.domain.calls import Lane
+from bitel.domain.ids import is_id
 from bitel.errors import NotFoundError
 from bitel.exact_json import dumps as as_json
-from bitel.store import calls
+from bitel.store import call_details, calls
 from bitel.store.projects import Project
 
 router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
@@ -102,6 +104,24 @@ async def status(request: Request, token: Token, call_id: CallId) -> Response:
     """A call is `WAITING` until its last attempt is over, and final from then on."""
     call = await services_of(request).call_status.find(token, call_id)
     return success(call_answer(call, services_of(request).context.date))
+
+
+@router.get(
+    "/calls/{call_id}",
+    **described("A call with its attempts", "calls", CallDetailsAnswer, [NotFoundError]),
+)
+async def details(request: Request, project: Owner, call_id: CallId) -> Response:
+    """What happened to a call, attempt by attempt: when it rang and was answered, the codes of the
+    carrier and the reason in words, the keys that were pressed, and the quality of the line."""
+    context = services_of(request).context
+    found = None
+    if is_id(call_id):
+        found = await context.database.read(
+            lambda conn: call_details.find(conn, project.id, call_id)
+        )
+    if found is None:
+        raise NotFoundError("this project has no call of that id")
+    return success(call_details_answer(found, context.date))
 
 
 @router.delete(

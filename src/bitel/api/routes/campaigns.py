@@ -23,8 +23,9 @@ from bitel.api.dependencies import (
 from bitel.api.openapi import described
 from bitel.api.placement import check_date
 from bitel.api.reading import read
-from bitel.api.responses import CallPage, CampaignAnswer, call_answer, campaign_answer, success
+from bitel.api.responses import CallPage, CampaignAnswer, campaign_answer, success
 from bitel.api.schemas import CampaignPatch
+from bitel.domain.call_json import call_answer
 from bitel.domain.ids import is_id
 from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
 from bitel.store import campaigns
