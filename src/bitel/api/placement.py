@@ -32,8 +32,7 @@ from bitel.api.speech import Playback, SpeechService
 from bitel.batcher import Batcher
 from bitel.domain.calls import Lane, NewCall, NewCalls
 from bitel.domain.ids import is_id, new_id, new_ids
-from bitel.domain.number_checks import NumberChecker
-from bitel.domain.number_policy import policy_of
+from bitel.domain.number_policy import NumberChecker, policy_of
 from bitel.domain.pricing import Tariff, longest_call
 from bitel.errors import (
     BitelError,
