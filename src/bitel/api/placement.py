@@ -38,8 +38,7 @@ from bitel.domain import templates
 from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.calls import NewCall, NewCalls
 from bitel.domain.ids import is_id, new_id, new_ids
-from bitel.domain.number_checks import NumberChecker
-from bitel.domain.number_policy import policy_of
+from bitel.domain.number_policy import NumberChecker, policy_of
 from bitel.domain.pricing import Tariff, longest_call
 from bitel.domain.recipients import Recipient
 from bitel.domain.retry import RetryWaits
