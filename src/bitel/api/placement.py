@@ -190,7 +190,7 @@ class Placement:
                 self._limits.uncount_calls(project, count)
         self._context.on_placed(dialer_id)
         if personal is not None:
-            self._context.on_unrendered()
+            self._context.on_texts_placed()
         return answer
 
     async def _replay(self, project: Project, key: IdempotencyKey) -> bytes | None:

@@ -237,7 +237,7 @@ def build_api(
         clock=resources.clock,
         date=resources.clock.date,
         on_placed=waker(workers),
-        on_unrendered=renderer.wake,
+        on_texts_placed=renderer.wake,
         metrics=page,
         ready=Readiness(
             resources.database,

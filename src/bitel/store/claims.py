@@ -464,7 +464,7 @@ def _ready(conn: Connection, picked: list[DueCall], queue: _Queue) -> list[DueCa
             ends.append(CallEnd(row.id, CallStatus.CANCELED, reason=one_time_passwords.REASON))
         elif (opening := queue.opens_at(row)) is not None:
             late.append((row.id, opening))
-        elif row.parts is not None and not row.parts:
+        elif row.parts == "":
             late.append((row.id, queue.now + _UNRENDERED_WAIT))
         else:
             ready.append(row)
@@ -532,5 +532,5 @@ def _claim(attempt_id: str, row: DueCall, queue: _Queue) -> Claim:
         longest_seconds=row.longest_seconds,
         campaign_id=row.campaign_id,
         caller_id=row.caller_id or "",
-        parts=tuple(row.parts or ()),
+        parts=tuple(row.parts.split(",")) if row.parts else (),
     )
