@@ -47,9 +47,6 @@ def test_a_page_follows_a_campaign_to_its_end(tmp_path: Path) -> None:
                 campaign = client.batch(numbers, voice, retry_count=0)["campaignId"]
             path = f"/api/v2/voice/campaign/{campaign}/events?access_token={token}"
             seen = page.run(FOLLOW % json.dumps(path))
-            refused = page.run(
-                f"fetch({json.dumps(path.replace('/events', ''))}).then((it) => it.status)"
-            )
         calls = finish(stage, token, campaign, 30.0)
         assert stage.stop_service() == 0
         log = stage.service_log.read_text()
@@ -65,5 +62,4 @@ def test_a_page_follows_a_campaign_to_its_end(tmp_path: Path) -> None:
     ended = {call["status"] for call in calls}
     assert {name for name, count in last["data"]["byStatus"].items() if count} == ended
     assert seen["opened"] == 1
-    assert refused == 401
     assert token not in log
