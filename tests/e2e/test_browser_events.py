@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from tests.e2e.campaigns import finish
 from tests.support.browser import browser
+from tests.support.prerequisites import need_peer
 from tests.support.service_calls import upload
 
 CALLS = 12
@@ -33,6 +35,7 @@ new Promise((resolve, reject) => {
 
 
 def test_a_page_follows_a_campaign_to_its_end(tmp_path: Path) -> None:
+    need_peer(shutil.which("chromium") is not None, "chromium is not installed")
     rules = ("*[0-7]=answer:after=0.3:hangup=0.6", "*=busy")
     with Stage(tmp_path, rules=rules, record=False, dialer={"max_channels": 3}) as stage:
         stage.start_phone()
