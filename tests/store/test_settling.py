@@ -11,10 +11,10 @@ from bitel.domain.attempts import Media, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.pricing import Bill
 from bitel.domain.retry import Finish, Requeue, RetryAt
-from bitel.store import balances, do_not_call, projects
+from bitel.store import balances, call_details, do_not_call, projects
 from bitel.store.schema import FINISHED, ledger_entry
 from bitel.store.settling import Settlement
-from tests.support.factories import answered, settlement
+from tests.support.factories import NORMAL, answered, settlement
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
