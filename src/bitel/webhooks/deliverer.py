@@ -28,7 +28,7 @@ from bitel.store.database import Database
 from bitel.store.webhooks import Delivery, DeliveryAttempt
 from bitel.webhooks import payload, retry_policy, signing
 from bitel.webhooks.http_client import DEFAULT_LIMITS, DeliveryResponse, HttpClient, TimeLimits
-from bitel.webhooks.url_policy import Resolver
+from bitel.webhooks.resolver import Resolver
 
 log = structlog.get_logger(__name__)
 
