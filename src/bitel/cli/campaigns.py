@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from bitel.client import Campaign, Client
-    from bitel.store.campaigns import CampaignState
+    from bitel.domain.campaign_json import CampaignState
 
 
 def batch(

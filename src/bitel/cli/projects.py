@@ -162,8 +162,8 @@ def set_(
     config: common.Config = None,
 ) -> None:
     """Change a project."""
+    from bitel.domain.webhooks import check_url
     from bitel.store import projects
-    from bitel.webhooks import url_policy
 
     given: dict[str, tuple[Any, Callable[[Any], Any]]] = {
         "daily_spend": (daily_spend, _amount),
@@ -195,7 +195,7 @@ def set_(
     with common.open_database(config) as (settings, database):
         now = common.read_clock(settings)()
         if webhook not in (None, NOWHERE):
-            url_policy.check(webhook, allow_private=settings.webhook_allow_private)
+            check_url(webhook, allow_private=settings.webhook_allow_private)
         if dialers is not None:
             changes["dialers"] = (
                 None
