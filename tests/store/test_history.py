@@ -39,7 +39,6 @@ from bitel.domain.pricing import NOTHING, Bill
 from bitel.domain.retry import Requeue, RetryDecision, decide
 from bitel.domain.webhooks import CALL_ANSWERED, CALL_COMPLETED, CALL_INITIATED, EVENT_TYPES
 from bitel.errors import InsufficientBalanceError
-from bitel.store import calls as call_rows
 from bitel.store import (
     call_events,
     claims,
@@ -50,6 +49,7 @@ from bitel.store import (
     recovery,
     settling,
 )
+from bitel.store import calls as call_rows
 from bitel.store.claims import Claim
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import (
