@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,6 +16,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from bitel.domain.calls import CallStatus
+from bitel.domain.campaign_json import CampaignState
 from bitel.domain.ids import new_ids
 from bitel.domain.webhooks import CAMPAIGN_FINISHED, RequestWebhook
 from bitel.store.schema import (
@@ -176,6 +179,22 @@ def write_finished(conn: Connection, campaigns: Collection[str], now: float) -> 
         event = NewEvent(row.project_id, row.webhook_id, None, row.id, CAMPAIGN_FINISHED, body, now)
         rows.append((event_id, *event))
     _WRITE_EVENTS.run(conn, {"events": rows})
+
+
+def campaign_from_snapshot(text: str) -> CampaignState:
+    """The campaign of an event as it was. Raises ValueError, KeyError or TypeError."""
+    values = json.loads(text)
+    by_status = {status: values[status.name.lower()] for status in CallStatus}
+    return CampaignState(
+        by_status=by_status,
+        price=Decimal(values["price"]),
+        **{name: values[name] for name in _CAMPAIGN_FIELDS},
+    )
+
+
+_CAMPAIGN_FIELDS: Final = tuple(
+    each.name for each in fields(CampaignState) if each.name not in ("by_status", "price")
+)
 
 
 def as_text(snapshot: Mapping[str, Any]) -> str:
