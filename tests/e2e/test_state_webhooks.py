@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,7 @@ def test_a_kill_loses_no_event_and_changes_none(tmp_path: Path, named: Receiver)
         named.status = 204
         stage.start_service()
         for one in ids:
-            wait_until(lambda one=one: "end" in named.types(one), 120)
+            wait_until(partial(ended, named, one), 120)
         completed = {one: shop.get(f"calls/{one}") for one in ids}
         expected = sum(len(facts(call)) + 1 for call in completed.values())
         wait_until(lambda: len({post.id for post in named.posts}) == expected, 120)
@@ -254,6 +255,10 @@ def test_a_kill_loses_no_event_and_changes_none(tmp_path: Path, named: Receiver)
     for call_id, call in completed.items():
         types = Counter(post.type for post in first.values() if post.about == call_id)
         assert types == Counter([*facts(call), "end"])
+
+
+def ended(receiver: Receiver, call_id: str) -> bool:
+    return "end" in receiver.types(call_id)
 
 
 def of_id(receiver: Receiver, event_id: str) -> list[Post]:

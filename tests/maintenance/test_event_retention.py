@@ -27,7 +27,7 @@ from tests.support.clocks import FakeClock
 from tests.support.factories import answered
 from tests.support.store_world import World
 
-NUMBER, WRITTEN, KEYED = "+989121234567", "0912 123 4567", "74185296"
+NUMBER, WRITTEN, KEYED, REFERENCE = "+989121234567", "0912 123 4567", "74185296", "order-73951"
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def keeping(world: World, folder: Path, **days: float) -> Retention:
 
 def finish(world: World, **more: Any) -> str:
     """A call that was answered, and in which keys were pressed; its events are due."""
-    call_id = world.place(e164=NUMBER, phone_number=WRITTEN, **more)
+    call_id = world.place(e164=NUMBER, phone_number=WRITTEN, reference=REFERENCE, **more)
     lease = world.take_over()
     [claim] = world.claim(lease)
     done = answered(claim)
@@ -94,6 +94,7 @@ async def test_numbers_and_keys_are_blanked_in_bodies_too(world: World, tmp_path
     assert NUMBER not in stored(world)
     assert WRITTEN in stored(world)
     assert KEYED in stored(world)
+    assert REFERENCE in stored(world)
     world.clock.advance(11 * DAY)
 
     await keeping(world, tmp_path, numbers=10).work()
@@ -101,6 +102,7 @@ async def test_numbers_and_keys_are_blanked_in_bodies_too(world: World, tmp_path
     assert world.call(call_id).phone_number == ""
     assert WRITTEN not in stored(world)
     assert KEYED not in stored(world)
+    assert REFERENCE not in stored(world)
     typed = [body for body in redelivered(world, call_id) if "type" in body]
     assert {body["type"] for body in typed} == {"call.initiated", "call.completed"}
     for body in typed:
