@@ -107,9 +107,10 @@ def _attempt(values: Mapping[str, Any]) -> AttemptDetails:
 
 
 def without_numbers(text: str) -> str:
-    """A snapshot of a call without its number and the keys that were pressed."""
+    """A snapshot of a call without its number, its reference and the keys that were pressed."""
     values = json.loads(text)
     values["call"]["phone_number"] = ""
+    values["reference"] = None
     for each in values["attempts"]:
         each["keys"] = ""
     return event_rows.as_text(values)

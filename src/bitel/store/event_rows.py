@@ -22,14 +22,17 @@ from bitel.domain.ids import new_ids
 from bitel.domain.webhooks import CAMPAIGN_FINISHED, RequestWebhook
 from bitel.store.schema import (
     PENDING,
+    call,
     campaign,
     campaign_key,
     ends_call,
+    has_own_webhook,
+    is_undelivered,
     project,
     webhook,
     webhook_event,
 )
-from bitel.store.sql_batch import Statement, is_among, values_parameter
+from bitel.store.sql_batch import Statement, in_chunks, is_among, values_parameter
 
 has_webhook = sa.and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
 """Events are posted to the project's webhook."""
@@ -92,6 +95,35 @@ def name_webhooks(conn: Connection, named: Iterable[RequestWebhook]) -> None:
         one = rows[key]
         values = {"id": key, "project_id": one.project_id, "url": one.url, "events": one.events}
         conn.execute(_NAME, values)
+
+
+_LOCK_NAMED: Final = (
+    sa.select(webhook.c.id)
+    .where(webhook.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(webhook.c.id)
+    .with_for_update()
+)
+_is_used = sa.exists(
+    sa.select(call.c.id).where(call.c.webhook_id == webhook.c.id, has_own_webhook)
+) | sa.exists(
+    sa.select(webhook_event.c.id).where(
+        webhook_event.c.project_id == webhook.c.project_id,
+        webhook_event.c.webhook_id == webhook.c.id,
+        is_undelivered,
+    )
+)
+_DELETE_UNUSED: Final = sa.delete(webhook).where(
+    webhook.c.id.in_(sa.bindparam("ids", expanding=True)), ~_is_used
+)
+
+
+def delete_unused(conn: Connection, ids: Collection[str]) -> None:
+    """Delete those of these webhooks that no call names any more, and no event is to be sent to."""
+    for some in in_chunks(sorted(ids)):
+        # Locked first: a request that names one again waits, and stores it anew.
+        locked = list(conn.execute(_LOCK_NAMED, some).scalars())
+        if locked:
+            conn.execute(_DELETE_UNUSED, {"ids": locked})
 
 
 class NewEvent(NamedTuple):

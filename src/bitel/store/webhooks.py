@@ -166,7 +166,7 @@ _QUEUE: Final = FairQueue(
 )
 _TURN_OFF: Final = (
     sa.update(webhook)
-    .where(webhook.c.id == sa.bindparam("webhook_id"))
+    .where(webhook.c.id == sa.bindparam("of_webhook"))
     .values(off_reason=sa.bindparam("reason"))
 )
 _LEASE: Final = Statement(
@@ -182,8 +182,8 @@ _MOST_PARKED: Final = 2000
 _OF_WEBHOOK: Final = (
     sa.select(webhook_event.c.id)
     .where(
-        webhook_event.c.project_id == sa.bindparam("project_id"),
-        sa.func.coalesce(webhook_event.c.webhook_id, "") == sa.bindparam("webhook_id"),
+        webhook_event.c.project_id == sa.bindparam("of_project"),
+        sa.func.coalesce(webhook_event.c.webhook_id, "") == sa.bindparam("of_webhook"),
         is_undelivered,
         webhook_event.c.due_at <= sa.bindparam("now"),
     )
@@ -208,7 +208,7 @@ def _set_aside(conn: Connection, off: Collection[tuple[str, str | None]], now: f
     Those of a project's webhook wait until it is on again; those of a request's are given up.
     """
     for project_id, webhook_id in off:
-        these = {"project_id": project_id, "webhook_id": webhook_id or "", "now": now,
+        these = {"of_project": project_id, "of_webhook": webhook_id or "", "now": now,
                  "most": _MOST_PARKED}  # fmt: skip
         if webhook_id is None:
             conn.execute(_POSTPONE, {**these, "until": now + PARKED})
@@ -331,8 +331,8 @@ def turn_off(
     given up; another request that names it turns it on again.
     """
     if webhook_id is not None:
-        conn.execute(_TURN_OFF, {"webhook_id": webhook_id, "reason": reason})
-        these = {"project_id": project_id, "webhook_id": webhook_id, "now": math.inf}
+        conn.execute(_TURN_OFF, {"of_webhook": webhook_id, "reason": reason})
+        these = {"of_project": project_id, "of_webhook": webhook_id, "now": math.inf}
         conn.execute(_GIVE_UP, {**these, "most": sys.maxsize})
         return True
     is_it = (project.c.id == project_id) & (project.c.webhook_url == url)
