@@ -73,8 +73,6 @@ def fill(world: World) -> None:
     world.do(lambda conn: conn.execute(placed_number.insert().values(row)))
     pressed = {"campaign_id": campaign_id, "key": "1", "calls": 2}
     world.do(lambda conn: conn.execute(campaign_key.insert().values(pressed)))
-    part = {"id": new_id(now), "project_id": project_id, "key": "k", "duration": 1.0, "used_on": 1}
-    world.do(lambda conn: conn.execute(speech_part.insert().values(part)))
 
 
 def counts(world: World) -> dict[str, int]:
