@@ -409,16 +409,11 @@ LISTS: dict[str, tuple[CallFilter, str]] = {
     "all": (CallFilter(), "ix_call_project"),
     "of a status": (CallFilter({CallStatus.NORMAL}), "ix_call_status"),
     "of statuses": (CallFilter({CallStatus.NORMAL, CallStatus.ERROR}), "ix_call_status"),
-    "of a number": (CallFilter(e164="+98912"), "ix_call_number"),
     "with a reference": (CallFilter(reference="a"), "ix_call_reference"),
     "of a campaign": (CallFilter(campaign_id="c"), "ix_call_campaign"),
     "of a campaign's status": (
         CallFilter({CallStatus.NORMAL}, campaign_id="c"),
         "ix_call_status",
-    ),
-    "of a number, and all else": (
-        CallFilter({CallStatus.NORMAL}, "+98912", "a", "c"),
-        "ix_call_number",
     ),
     "with a reference, and all else": (
         CallFilter({CallStatus.NORMAL}, None, "a", "c"),
@@ -441,6 +436,24 @@ def test_lists_of_calls_are_read_along_an_index(untouched: Database, name: str) 
     for said in plans:
         looks_up(said, {index})
         in_order(said)
+
+
+@pytest.mark.parametrize(
+    "wanted", [CallFilter(e164="+98912"), CallFilter({CallStatus.NORMAL}, "+98912", "a", "c")]
+)
+def test_calls_to_a_number_are_looked_up_in_each_campaign(world: World, wanted: CallFilter) -> None:
+    campaign = Campaign(new_id(1.0), world.project_id, "main", world.recording_id, 1.0, 300)
+    placed = [world.new_call(campaign_id=campaign.id) for _ in range(300)]
+    world.do(lambda conn: campaigns.add(conn, campaign))
+    world.do(lambda conn: call_rows.place(conn, placed))
+    world.do(lambda conn: conn.execute(text("ANALYZE call")))
+
+    def find(conn: Connection) -> None:
+        call_lists.find_calls(conn, world.project_id, wanted, Span(), 5)
+
+    plans = world.do(lambda conn: plans_of(conn, lambda: find(conn)))
+    together = "\n".join(plans)
+    looks_up(together, {"ix_call_number", "ix_campaign_project", "ix_call_number_in_campaign"})
 
 
 def test_the_ends_of_a_campaign_are_looked_up(untouched: Database) -> None:

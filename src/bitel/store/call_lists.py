@@ -39,11 +39,17 @@ from sqlalchemy import (
 from bitel.domain.calls import Call, CallStatus
 from bitel.domain.campaign_json import CampaignPhase, CampaignState
 from bitel.store import calls, campaigns
-from bitel.store.schema import call, campaign, has_reference, in_campaign
+from bitel.store.schema import call, campaign, has_reference, in_campaign, is_alone
 from bitel.store.sql_batch import in_chunks
 
 MOST_READ: Final = 10_000
 """Rows that are checked for one page, of each status that is asked for."""
+
+MOST_CAMPAIGNS: Final = 5000
+"""Campaigns that are searched for one page of the calls to a number."""
+
+_MILLISECOND: Final = 12
+"""Characters of an id that are its time."""
 
 FIRST_ID: Final = ""
 """Sorts before all ids."""
@@ -117,8 +123,11 @@ def find_calls(
 def _find_calls(
     conn: Connection, project_id: str, wanted: CallFilter, span: Span, limit: int
 ) -> Page[ListedCall]:
-    keys, others, within = _choose_index(conn, project_id, wanted, span)
     query = select(*calls.CALL_COLUMNS, call.c.reference)
+    if wanted.e164 is not None:
+        scans = _scan_number(conn, query, project_id, wanted, span, limit)
+        return _merge(scans, limit, _listed)
+    keys, others, within = _choose_index(conn, project_id, wanted, span)
     if len(keys) == 1:
         scans = [_scan(conn, query, call.c.id, key, others, within, limit) for key in keys]
         return _merge(scans, limit, _listed)
@@ -142,8 +151,6 @@ def _choose_index(
     if wanted.statuses is not None and len(set(wanted.statuses)) == len(CallStatus):
         wanted = replace(wanted, statuses=None)
     others, project = _Others(wanted), call.c.project_id
-    if wanted.e164 is not None:
-        return [_Key((project, call.c.e164), (project_id, wanted.e164))], others.but(), span
     if wanted.reference is not None:
         key = _Key((project, call.c.reference), (project_id, wanted.reference), has_reference)
         return [key], others.but("reference"), span
@@ -157,6 +164,60 @@ def _choose_index(
         key = _Key((call.c.campaign_id,), (wanted.campaign_id,), in_campaign)
         return [key], [_unindexed(project) == project_id], span
     return [_Key((project,), (project_id,))], [], span
+
+
+def _scan_number(
+    conn: Connection,
+    query: Select[Any],
+    project_id: str,
+    wanted: CallFilter,
+    span: Span,
+    limit: int,
+) -> list[_Scan]:
+    """Read the calls to one number: those without a campaign, and those in each campaign."""
+    others = _Others(wanted).but()
+    key = _Key((call.c.project_id, call.c.e164), (project_id, wanted.e164), is_alone)
+    alone = _scan(conn, query, call.c.id, key, others, span, limit)
+    ids = (
+        select(campaign.c.id)
+        .where(campaign.c.project_id == project_id, campaign.c.id < span.before)
+        .order_by(campaign.c.id.desc())
+        .limit(MOST_CAMPAIGNS)
+    )
+    newest: Sequence[str] = conn.execute(ids).scalars().all()
+    rows = [
+        row
+        for some in in_chunks(newest)
+        for row in conn.execute(_to_number(query, wanted.e164, others, span, limit), some)
+    ]
+    rows.sort(key=lambda row: str(row.id), reverse=True)
+    checked_to = None
+    if len(newest) == MOST_CAMPAIGNS and len(rows) < limit:
+        # The calls of a campaign are placed in the millisecond of its id, or later.
+        checked_to = newest[-1][:_MILLISECOND].ljust(len(newest[-1]), "0")
+    return [alone, _Scan(rows[:limit], checked_to)]
+
+
+def _to_number(
+    query: Select[Any],
+    e164: str | None,
+    others: Sequence[ColumnElement[bool]],
+    span: Span,
+    limit: int,
+) -> Select[Any]:
+    """Selects the newest calls to a number in the campaigns `ids`."""
+    return (
+        query.where(
+            call.c.campaign_id.in_(bindparam("ids", expanding=True)),
+            in_campaign,
+            call.c.e164 == e164,
+            _unindexed(call.c.id) >= span.first,
+            _unindexed(call.c.id) < span.before,
+            *others,
+        )
+        .order_by(_unindexed(call.c.id).desc())
+        .limit(limit)
+    )
 
 
 class _Others:

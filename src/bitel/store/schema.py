@@ -408,7 +408,11 @@ _partial_index("ix_call_campaign", in_campaign, call.c.campaign_id, call.c.id)
 # For lists of a project's calls, the newest first.
 Index("ix_call_project", call.c.project_id, call.c.id)
 Index("ix_call_status", call.c.project_id, call.c.status, call.c.id)
-Index("ix_call_number", call.c.project_id, call.c.e164, call.c.id)
+# Numbers come in any order: an index of all of a project's would be written all over by each batch.
+_partial_index("ix_call_number", is_alone, call.c.project_id, call.c.e164, call.c.id)
+_partial_index(
+    "ix_call_number_in_campaign", in_campaign, call.c.campaign_id, call.c.e164, call.c.id
+)
 has_reference = call.c.reference.is_not(None)
 has_own_webhook = call.c.webhook_id.is_not(None)
 _partial_index("ix_call_webhook", has_own_webhook, call.c.webhook_id)

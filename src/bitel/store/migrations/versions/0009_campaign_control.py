@@ -159,7 +159,9 @@ def calls() -> None:
     index("ix_call_campaign", "call", ["campaign_id", "id"], "campaign_id IS NOT NULL")
     index("ix_call_project", "call", ["project_id", "id"])
     index("ix_call_status", "call", ["project_id", "status", "id"])
-    index("ix_call_number", "call", ["project_id", "e164", "id"])
+    index("ix_call_number", "call", ["project_id", "e164", "id"], "campaign_id IS NULL")
+    index("ix_call_number_in_campaign", "call", ["campaign_id", "e164", "id"],
+          "campaign_id IS NOT NULL")
     index("ix_call_reference", "call", ["project_id", "reference", "id"], "reference IS NOT NULL")
     index("ix_call_webhook", "call", ["webhook_id"], "webhook_id IS NOT NULL")
 
