@@ -290,7 +290,13 @@ def plans_of(conn: Connection, work: Callable[[], object]) -> list[str]:
     event.listen(conn, "before_cursor_execute", note)
     work()
     event.remove(conn, "before_cursor_execute", note)
-    return [explained(conn, *each) for each in seen]
+    plans = []
+    for statement, parameters in seen:
+        if "set_config" in statement:
+            sql_batch.execute(conn, statement, parameters)
+        else:
+            plans.append(explained(conn, statement, parameters))
+    return plans
 
 
 def explained(conn: Connection, statement: str, parameters: Any) -> str:

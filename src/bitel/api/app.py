@@ -22,6 +22,7 @@ from bitel.api.openapi import DESCRIPTION
 from bitel.api.responses import failure
 from bitel.api.routes import (
     calls,
+    campaign_streams,
     campaigns,
     do_not_call,
     docs,
@@ -46,6 +47,7 @@ __all__ = ["ApiContext", "build_app"]
 _ROUTERS = (
     calls.router,
     campaigns.router,
+    campaign_streams.router,
     history.router,
     recordings.router,
     lists.router,

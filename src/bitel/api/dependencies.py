@@ -20,11 +20,13 @@ from starlette.types import Receive, Scope, Send
 
 from bitel.api.auth import Authenticator, bearer_token
 from bitel.api.call_status import CallStatusService
+from bitel.api.campaign_events import CampaignEvents
 from bitel.api.context import ApiContext
 from bitel.api.list_uploads import ListUploadService
 from bitel.api.middleware import PROJECT
 from bitel.api.placement import Placement
-from bitel.api.rate_limits import RateLimiter
+from bitel.api.rate_limits import ConcurrencyQuota, RateLimiter
+from bitel.api.results_csv import MOST_DOWNLOADS
 from bitel.api.speech import SpeechService
 from bitel.api.uploads import UploadService
 from bitel.domain.ids import is_id
@@ -33,6 +35,8 @@ from bitel.store.projects import Project
 
 LARGEST_PAGE: Final = 1000
 USUAL_PAGE: Final = 100
+ACCESS_PARAMETER: Final = "access_token"
+"""Query parameter with the token, on routes that take it there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,9 @@ class Services:
     speech: SpeechService
     call_status: CallStatusService
     uploads: UploadService
+    campaign_events: CampaignEvents
+    downloads: ConcurrencyQuota
+    """Limits the downloads of results."""
     list_uploads: ListUploadService
 
     @classmethod
@@ -53,14 +60,17 @@ class Services:
         """The services over `context`."""
         limits = RateLimiter(lambda: context.settings.limits, context.monotonic)
         speech = SpeechService(context)
+        authenticator = Authenticator(context.tokens, context.database, context.system_clock)
         return cls(
             context,
-            Authenticator(context.tokens, context.database, context.system_clock),
+            authenticator,
             limits,
             Placement(context, limits, speech),
             speech,
             CallStatusService(context, limits),
             UploadService(context),
+            CampaignEvents(context, authenticator),
+            ConcurrencyQuota(MOST_DOWNLOADS, "downloads of results"),
             ListUploadService(context),
         )
 
@@ -98,11 +108,45 @@ class _ProjectOfToken(_BearerToken):
         return project
 
 
+@dataclass(frozen=True, slots=True)
+class TokenHolder:
+    """A project, and the token that it has authenticated with."""
+
+    project: Project
+    token: str
+
+
+class _HolderOfQueryToken(_BearerToken):
+    """As `_ProjectOfToken`, for requests that browsers make, which can't send headers.
+
+    The token is in the query (RFC 6750 §2.3), or in the header as elsewhere.
+    """
+
+    async def __call__(self, request: Request) -> Any:
+        """The project and its token. Raises UnauthorizedError, TooManyRequestsError, and
+        InvalidRequestError for two tokens."""
+        header = request.headers.get("authorization")
+        in_query = request.query_params.getlist(ACCESS_PARAMETER)
+        if len(in_query) > 1 or (in_query and header is not None):
+            raise InvalidRequestError(
+                f"the token must be in the header Authorization or in {ACCESS_PARAMETER}, once"
+            )
+        services = services_of(request)
+        token = in_query[0] if in_query else bearer_token(header or "")
+        project = await services.authenticator.authenticate(token)
+        request.scope[PROJECT] = project.id
+        services.limits.count_request(project)
+        return TokenHolder(project, token)
+
+
 Token = Annotated[str, Depends(_BearerToken())]
 """Parameter of a route: the token of the request, not checked yet; 401 without one."""
 
 Owner = Annotated[Project, Depends(_ProjectOfToken())]
 """Parameter of a route: the project of the request's token; 401 before anything else."""
+
+Holder = Annotated[TokenHolder, Depends(_HolderOfQueryToken())]
+"""Parameter of a route: the project of the request's token, which may be in the query."""
 
 Cursor = Annotated[
     str | None, Query(description="`nextCursor` of the page before; left out for the first page.")

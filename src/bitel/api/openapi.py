@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypedDict
 
 from fastapi import FastAPI
@@ -86,6 +86,32 @@ def placing_calls(
     description["openapi_extra"] = {**json_body(body), "parameters": [IDEMPOTENCY_PARAMETER]}
     description["responses"][200]["headers"] = {REPLAYED: REPLAYED_HEADER}
     return description
+
+
+def described_stream(
+    summary: str,
+    tag: str,
+    media_type: str,
+    example: str,
+    errors: Iterable[type[BitelError]],
+    parameters: Sequence[Mapping[str, Any]] = (),
+) -> Description:
+    """Describes a route that streams text of `media_type`, or answers one of `errors`.
+
+    `parameters` are those that FastAPI does not know of.
+    """
+    content = {media_type: {"schema": {"type": "string"}, "example": example}}
+    return Description(
+        summary=summary,
+        tags=[tag],
+        response_model=None,
+        response_class=Response,
+        responses={
+            200: {"content": content, "description": "Done."},
+            **failures((*errors, *_EVERYWHERE)),
+        },
+        openapi_extra={"parameters": list(parameters)} if parameters else None,
+    )
 
 
 def _described(

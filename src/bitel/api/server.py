@@ -32,6 +32,10 @@ UNREAD_SECONDS: Final = 60.0
 MOST_PIPELINED: Final = 64
 """Pipelined requests on one connection."""
 
+END_STREAM: Final = "bitel.end_stream"
+"""Key of the ASGI scope with a function that ends the response to the request, which would not end
+by itself; called when the server shuts down."""
+
 
 class BoundedProtocol(HttpToolsProtocol):
     """A connection that is aborted when it exceeds one of the limits above."""
@@ -77,6 +81,14 @@ class BoundedProtocol(HttpToolsProtocol):
             return False
         self._source = host
         return True
+
+    def shutdown(self) -> None:
+        """End the connection after its requests in progress, and those without end at once."""
+        for cycle in self._unanswered:
+            end: Any = cycle.scope.get(END_STREAM)
+            if end is not None and not cycle.response_complete:
+                end()
+        super().shutdown()
 
     def pause_writing(self) -> None:
         """Start the limit for a client that does not read its answers."""

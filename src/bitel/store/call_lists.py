@@ -5,13 +5,16 @@ time. Filters that no index has are checked on the rows of that index, at most `
 for one page. So a page may be short, or empty, although older entries follow: its cursor says so.
 With several statuses the index of statuses is read once for each of them, and the results merged.
 
-The other filters are expressions without an index: otherwise the planner may choose the index of
-one of them, read all of its rows, and sort them.
+The planner must choose that index, whatever the statistics say. So the other filters are
+expressions without an index. On PostgreSQL the condition on the index is a comparison of rows, only
+that index gives their order, and sorting is discouraged: with simple conditions it reads all calls
+of a project in their order to find the few of a status.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import islice
@@ -30,6 +33,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    tuple_,
 )
 
 from bitel.domain.calls import Call, CallStatus
@@ -106,6 +110,13 @@ def find_calls(
     conn: Connection, project_id: str, wanted: CallFilter, span: Span, limit: int
 ) -> Page[ListedCall]:
     """Up to `limit` calls of the project with ids in `span`."""
+    with _without_sorting(conn):
+        return _find_calls(conn, project_id, wanted, span, limit)
+
+
+def _find_calls(
+    conn: Connection, project_id: str, wanted: CallFilter, span: Span, limit: int
+) -> Page[ListedCall]:
     keys, others, within = _choose_index(conn, project_id, wanted, span)
     query = select(*calls.CALL_COLUMNS, call.c.reference)
     if len(keys) == 1:
@@ -194,7 +205,8 @@ def find_campaigns(
     key = _Key((campaign.c.project_id,), (project_id,))
     others = [] if phases is None else [or_(*(_is_in(each, date) for each in phases))]
     query = select(*campaigns.STATE_COLUMNS)
-    scan = _scan(conn, query, campaign.c.id, key, others, span, limit)
+    with _without_sorting(conn):
+        scan = _scan(conn, query, campaign.c.id, key, others, span, limit)
     states = dict(
         zip([row.id for row in scan.rows], campaigns.states(conn, scan.rows), strict=True)
     )
@@ -231,19 +243,45 @@ def _scan(
 ) -> _Scan:
     """Read up to `limit` rows with ids in `span` along the index of `key`, the newest first."""
     if not others:
-        rows = conn.execute(_along(query, id_, key, span).limit(limit)).all()
+        rows = conn.execute(_along(conn, query, id_, key, span).limit(limit)).all()
         return _Scan(rows, None)
-    ids = _along(select(id_), id_, key, span).limit(1).offset(MOST_READ - 1)
+    ids = _along(conn, select(id_), id_, key, span).limit(1).offset(MOST_READ - 1)
     checked_to = conn.execute(ids).scalar_one_or_none()
     within = span if checked_to is None else Span(checked_to, span.before)
-    rows = conn.execute(_along(query, id_, key, within).where(*others).limit(limit)).all()
+    rows = conn.execute(_along(conn, query, id_, key, within).where(*others).limit(limit)).all()
     return _Scan(rows, checked_to if len(rows) < limit else None)
 
 
-def _along(query: Select[Any], id_: Column[str], key: _Key, span: Span) -> Select[Any]:
-    equal = (column == value for column, value in zip(key.columns, key.values, strict=True))
-    query = query.where(*equal, id_ >= span.first, id_ < span.before).order_by(id_.desc())
+def _along(
+    conn: Connection, query: Select[Any], id_: Column[str], key: _Key, span: Span
+) -> Select[Any]:
+    columns = (*key.columns, id_)
+    if conn.dialect.name == "postgresql":
+        row = tuple_(*columns)
+        query = query.where(
+            row >= tuple_(*key.values, span.first), row < tuple_(*key.values, span.before)
+        ).order_by(*(each.desc() for each in columns))
+    else:
+        equal = (column == value for column, value in zip(key.columns, key.values, strict=True))
+        query = query.where(*equal, id_ >= span.first, id_ < span.before).order_by(id_.desc())
     return query if key.is_indexed is None else query.where(key.is_indexed)
+
+
+_SORTS: Final = select(
+    func.set_config("enable_sort", bindparam("sorts"), literal_column("true")),
+    func.set_config("enable_incremental_sort", bindparam("sorts"), literal_column("true")),
+)
+
+
+@contextmanager
+def _without_sorting(conn: Connection) -> Iterator[None]:
+    """Have PostgreSQL sort nothing in the block's queries, if it can."""
+    if conn.dialect.name != "postgresql":
+        yield
+        return
+    conn.execute(_SORTS, {"sorts": "off"})
+    yield  # after an error the transaction is rolled back, which undoes the setting too
+    conn.execute(_SORTS, {"sorts": "on"})
 
 
 def _merge(
