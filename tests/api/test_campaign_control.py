@@ -277,6 +277,7 @@ async def test_a_list_stands_in_place_of_recipients(stage: Stage) -> None:
         placed = await client.post(f"{BATCH}/tts", json={**body, "skipInvalid": True})
         unknown = await client.post(f"{BATCH}/tts", json={**body, "listId": "0" * 32})
     assert refused.json()["error"] == "InvalidPhoneNumber"
+    assert refused.json()["message"].startswith("line 3 of listId '112'")
     envelope = placed.json()
     assert [one["phoneNumber"] for one in envelope["result"]] == ["09121234567", "09350000001"]
     assert [one["index"] for one in envelope["skipped"]] == [1]

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection
@@ -213,7 +214,7 @@ class Placement:
         if batch is not None and batch.list_id is not None:
             people = await self._list(project, batch.list_id)
             numbers = [each.phone_number for each in people]
-            field = _number_of_list
+            field = partial(_number_of_list, people)
         else:
             numbers, people = recipients.written(body, settings.batch_limit)
             if batch is not None:
@@ -422,8 +423,9 @@ def _number_of_recipient(at: int) -> str:
     return f"recipients[{at}].phoneNumber"
 
 
-def _number_of_list(at: int) -> str:
-    return f"listId: recipient {at + 1}"
+def _number_of_list(people: Sequence[Recipient], at: int) -> str:
+    line = people[at].line
+    return f"recipient {at + 1} of listId" if line is None else f"line {line} of listId"
 
 
 def check_date(field: str, at: float | None, now: float) -> None:
