@@ -48,12 +48,12 @@ def routes() -> set[str]:
     }
 
 
-def reaches(call: str, campaign: str, voice: str) -> dict[str, Reach]:
+def reaches(call: str, campaign: str, voice: str, people: str) -> dict[str, Reach]:
     """For each route. A route that is missing here makes the test fail: say what it may do."""
     one = {"phoneNumber": "09120000009", "voiceId": voice, "text": "12"}
     many = {"phoneNumbers": ["09120000009"], "voiceId": voice, "text": "hello"}
     v1, v2 = "/api/v1/voice", "/api/v2/voice"
-    files = "/api/v2/files"
+    files, unwanted = "/api/v2/files", "/api/v2/account/do-not-call"
     return {
         "POST /api/v2/voice/single": Reach(f"{v2}/single", NO_VOICE, one),
         "POST /api/v2/voice/batch": Reach(f"{v2}/batch", NO_VOICE, many),
@@ -86,6 +86,17 @@ def reaches(call: str, campaign: str, voice: str) -> dict[str, Reach]:
         "GET /api/v2/files/voice/{voice_id}": Reach(f"{files}/voice/{voice}", NOT_FOUND),
         "HEAD /api/v2/files/voice/{voice_id}": Reach(f"{files}/voice/{voice}", NOT_FOUND),
         "DELETE /api/v2/files/voice/{voice_id}": Reach(f"{files}/voice/{voice}", NOT_FOUND),
+        # Without a file.
+        "POST /api/v2/files/list": Reach(f"{files}/list", NO_VOICE, {"id": people}),
+        "GET /api/v2/files/list": Reach(f"{files}/list", FINE),
+        "GET /api/v2/files/list/{list_id}": Reach(f"{files}/list/{people}", NOT_FOUND),
+        "DELETE /api/v2/files/list/{list_id}": Reach(f"{files}/list/{people}", NOT_FOUND),
+        "GET /api/v2/account/do-not-call": Reach(unwanted, FINE),
+        "POST /api/v2/account/do-not-call": Reach(unwanted, FINE, {"phoneNumber": "09120000008"}),
+        "POST /api/v2/account/do-not-call/import": Reach(f"{unwanted}/import", NO_VOICE, {}),
+        "DELETE /api/v2/account/do-not-call/{phone_number}": Reach(
+            f"{unwanted}/09350000003", NOT_FOUND
+        ),
         "GET /api/v2/servers": Reach("/api/v2/servers", FINE),
         "GET /api/v2/account": Reach("/api/v2/account", FINE),
         "POST /api/v1/voice/single": Reach(f"{v1}/single", NO_VOICE, one),
@@ -158,14 +169,20 @@ async def house(
                 json={"phoneNumbers": ["09350000002"], "voiceId": voice["id"]},
             )
         ).json()
-        secrets = [stage.project_id, voice["id"], single["id"], batch["campaignId"],
-                   batch["result"][0]["id"], "shop", "09350000001", "09350000002"]  # fmt: skip
-        reached = reaches(single["id"], batch["campaignId"], voice["id"])
+        uploaded = await owner.post(
+            "/api/v2/files/list", files={"file": ("people.csv", b"09350000004")}
+        )
+        people = uploaded.json()["result"]["id"]
+        await owner.post("/api/v2/account/do-not-call", json={"phoneNumber": "09350000003"})
+        secrets = [stage.project_id, voice["id"], single["id"], batch["campaignId"], people,
+                   batch["result"][0]["id"], "shop", "09350000001", "09350000002",
+                   "+989350000003", "09350000004"]  # fmt: skip
+        reached = reaches(single["id"], batch["campaignId"], voice["id"], people)
         yield House(stage, stranger_id, owner, stranger, reached, secrets)
 
 
 def test_every_route_is_walked() -> None:
-    assert set(reaches("", "", "")) == routes()
+    assert set(reaches("", "", "", "")) == routes()
 
 
 async def test_a_stranger_reaches_nothing(house: House) -> None:
@@ -224,7 +241,10 @@ async def test_the_owner_may_do_all_of_it(house: House) -> None:
     for name in (*others, *sorted(deletes, key=lambda name: "files" in name)):
         reach = house.reaches[name]
         answer = await house.owner.request(name.partition(" ")[0], reach.path, json=reach.body)
-        if name == "POST /api/v2/files/voice":
+        if reach.meets == NO_VOICE and (
+            name.startswith("POST /api/v2/files/") or name.endswith("/import")
+        ):
+            # Its body has no file.
             assert answer.status_code == 400
         elif name == "DELETE /api/v2/files/voice/{voice_id}":
             # The calls that the owner has just placed need it.

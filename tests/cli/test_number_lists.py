@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bitel.cli.number_lists import NumberList, read_number_list
 from bitel.errors import InvalidRequestError
-from tests.recipient_lists.lists import as_xlsx
+from tests.support.list_files import as_xlsx
 
 A, B, C = "09121234567", "09351234567", "02112345678"
 

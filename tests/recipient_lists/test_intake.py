@@ -26,7 +26,7 @@ from bitel.recipient_lists import intake
 from bitel.recipient_lists.intake import ListLimits, ReadFile, read_file
 from bitel.recipient_lists.list_worker import Task
 from bitel.recordings.limits import MEBIBYTE
-from tests.recipient_lists.lists import A, B, as_csv, as_xlsx
+from tests.support.list_files import A, B, as_csv, as_xlsx
 
 MANY = 100_000
 HEADINGS = ["name", "phone", "city", "debt"]

@@ -14,7 +14,7 @@ from bitel.domain.recipients import Recipient
 from bitel.errors import InvalidRequestError, PayloadTooLargeError
 from bitel.recipient_lists.columns import letter
 from bitel.recipient_lists.reading import MOST_INVALID, PIECE_RECIPIENTS, as_written
-from tests.recipient_lists.lists import (
+from tests.support.list_files import (
     FILES,
     TIME_ZONES,
     A,

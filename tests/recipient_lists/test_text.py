@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitel.errors import InvalidRequestError
 from bitel.recipient_lists.text import Row, csv_rows, find_encoding
-from tests.recipient_lists.lists import A, B, as_csv, numbers, read
+from tests.support.list_files import A, B, as_csv, numbers, read
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")
 

@@ -7,11 +7,13 @@ transaction: recording, frequency, budget.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection
@@ -31,13 +33,13 @@ from bitel.api.schemas import (
     SingleBody,
     SingleTtsBody,
 )
-from bitel.api.speech import Playback, SpeechService
+from bitel.api.speech import PersonalTexts, Playback, SpeechService
 from bitel.batcher import Batcher
+from bitel.domain import templates
 from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.calls import NewCall, NewCalls
 from bitel.domain.ids import is_id, new_id, new_ids
-from bitel.domain.number_checks import NumberChecker
-from bitel.domain.number_policy import policy_of
+from bitel.domain.number_policy import NumberChecker, policy_of
 from bitel.domain.pricing import Tariff, longest_call
 from bitel.domain.recipients import Recipient
 from bitel.domain.retry import RetryWaits
@@ -46,6 +48,7 @@ from bitel.errors import (
     BitelError,
     InvalidRequestError,
     InvalidServerError,
+    NotFoundError,
     UnavailableError,
 )
 from bitel.settings import DialerSettings, Settings
@@ -76,6 +79,10 @@ class Placed:
     skipped: Sequence[Skipped] | None = None
     """Recipients that were left out; None if the request does not allow that."""
 
+
+_NO_LIST: Final = "listId names no list of this project"
+_NO_AUDIO: Final = Playback(None, 0.0)
+"""Of calls whose texts are rendered later."""
 
 Render = Callable[[Placed], bytes]
 """Makes the body of the answer; may run on a thread. Bytes, which are stored with the key."""
@@ -135,15 +142,21 @@ class Placement:
         settings, tariff = self._context.settings, self._tariff
         found = await self._recipients(project, body, number_checker(project, settings, tariff))
         dialer_id = choose_dialer(settings, project, body.server_id)
-        playback = await self._playback(project, body)
+        personal, found = await self._personal_texts(body, found)
+        playback = _NO_AUDIO if personal else await self._playback(project, body)
         terms = self._terms(project, body, dialer_id, playback)
         count = len(found.e164)
 
         def build() -> _Request:
             seconds = longest_call(playback.seconds, project.hold_seconds)
-            reserves = tariff.price_each(found.e164, seconds)
+            longest: list[int] = []
+            if personal is None:
+                reserves: Sequence[Decimal] = tariff.price_each(found.e164, seconds)
+            else:
+                longest = [longest_call(each, project.hold_seconds) for each in personal.seconds]
+                reserves = _price_each(tariff, found.e164, longest)
             now = terms.requested_at
-            campaign = _campaign(body, terms, count, self._context.system_clock())
+            campaign = _campaign(body, terms, count, self._context.system_clock(), personal)
             ids = new_ids(now, count) if count > 1 else [new_id(now)]
             template = replace(
                 terms,
@@ -153,10 +166,13 @@ class Placement:
                 reserve=reserves[0],
                 longest_seconds=seconds,
                 campaign_id=campaign.id if campaign else None,
+                is_personal=personal is not None,
             )
             if campaign is None:
                 template = self._scheduled(project, body, template)
-            calls = NewCalls(template, ids, found.phone_numbers, found.e164, reserves, found.people)
+            calls = NewCalls(
+                template, ids, found.phone_numbers, found.e164, reserves, found.people, longest
+            )
             placed = Placed(
                 ids, found.phone_numbers, self._context.date(now), template.campaign_id,
                 skipped=found.skipped,
@@ -198,7 +214,7 @@ class Placement:
         if batch is not None and batch.list_id is not None:
             people = await self._list(project, batch.list_id)
             numbers = [each.phone_number for each in people]
-            field = _number_of_list
+            field = partial(_number_of_list, people)
         else:
             numbers, people = recipients.written(body, settings.batch_limit)
             if batch is not None:
@@ -214,20 +230,37 @@ class Placement:
             ),
         )
 
+    async def _personal_texts(
+        self, body: PlacingBody, found: Recipients
+    ) -> tuple[PersonalTexts | None, Recipients]:
+        """The texts of a batch whose text has variables, and the recipients that have them all.
+
+        Raises InvalidRequestError, which names `text` or the row.
+        """
+        if not isinstance(body, BatchTtsBody) or not found.people:
+            return None, found
+        if not templates.parse(body.text).variables:
+            return None, found
+        faults: dict[int, str] | None = {} if body.skip_invalid else None
+        texts = await self._speech.template(body.text, body.language, found.people, faults)
+        if faults and len(faults) == len(found.people):
+            raise InvalidRequestError(faults[0])
+        return texts, recipients.without(found, faults or {})
+
     async def _list(self, project: Project, list_id: str) -> list[Recipient]:
         """The recipients of an uploaded list. Raises InvalidRequestError, naming `listId`."""
-        found: list[Recipient] = []
-        if is_id(list_id):
-            found = await self._context.database.read(
+        if not is_id(list_id):
+            raise InvalidRequestError(_NO_LIST)
+        try:
+            return await self._context.database.read(
                 lambda conn: [
                     each
                     for piece in recipient_lists.recipients(conn, project.id, list_id)
                     for each in piece
                 ]
             )
-        if not found:
-            raise InvalidRequestError("listId names no list of this project with recipients")
-        return found
+        except NotFoundError:
+            raise InvalidRequestError(_NO_LIST) from None
 
     def _terms(
         self, project: Project, body: PlacingBody, dialer_id: str, playback: Playback
@@ -390,8 +423,9 @@ def _number_of_recipient(at: int) -> str:
     return f"recipients[{at}].phoneNumber"
 
 
-def _number_of_list(at: int) -> str:
-    return f"listId: recipient {at + 1}"
+def _number_of_list(people: Sequence[Recipient], at: int) -> str:
+    line = people[at].line
+    return f"recipient {at + 1} of listId" if line is None else f"line {line} of listId"
 
 
 def check_date(field: str, at: float | None, now: float) -> None:
@@ -424,7 +458,9 @@ def _check_caller_id(settings: Settings, dialer_id: str, caller_id: str | None) 
         raise InvalidRequestError(f"callerId must be one of the dialer's caller ids: {known}")
 
 
-def _campaign(body: PlacingBody, terms: NewCall, count: int, now: float) -> Campaign | None:
+def _campaign(
+    body: PlacingBody, terms: NewCall, count: int, now: float, personal: PersonalTexts | None
+) -> Campaign | None:
     """The campaign of a batch; `now` is by the system clock. Raises InvalidRequestError."""
     if not isinstance(body, BatchTerms):
         return None
@@ -446,7 +482,23 @@ def _campaign(body: PlacingBody, terms: NewCall, count: int, now: float) -> Camp
         calls_per_second=body.calls_per_second,
         max_channels=body.max_channels,
         webhook_id=terms.webhook_id,
+        template=personal.template if personal else None,
+        language=personal.language if personal else None,
     )
+
+
+def _price_each(tariff: Tariff, e164: Sequence[str], seconds: Sequence[int]) -> list[Decimal]:
+    """The price of each number for as many seconds as stand at its place."""
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for place, each in enumerate(seconds):
+        places[each].append(place)
+    prices = [Decimal(0)] * len(e164)
+    for each, same in places.items():
+        for place, price in zip(
+            same, tariff.price_each([e164[at] for at in same], each), strict=True
+        ):
+            prices[place] = price
+    return prices
 
 
 def _place_one(conn: Connection, request: _Request, otp_per_number: int) -> StoredAnswer:

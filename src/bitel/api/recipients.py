@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bitel.api.schemas import MOST_REFERENCE, BatchTerms, PlacingBody, RecipientBody
-from bitel.domain.number_checks import NumberChecker
+from bitel.domain.number_policy import NumberChecker
 from bitel.domain.recipients import Recipient
 from bitel.domain.schedule import check_time_zone
 from bitel.errors import ForbiddenError, InvalidPhoneNumberError, InvalidRequestError

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from bitel.api.context import ApiContext
 from bitel.api.rate_limits import ConcurrencyQuota
-from bitel.api.responses import DateOf, balance_change
+from bitel.domain.call_json import DateOf, balance_change
 from bitel.exact_json import number
 from bitel.store import campaign_results
 from bitel.store.campaign_results import AttemptOutcome, CallResult

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from bitel.api.context import ApiContext
 from bitel.api.rate_limits import ConcurrencyQuota, quota_of
 from bitel.api.schemas import LONGEST_CODE
+from bitel.domain import templates
 from bitel.domain.ids import new_id
+from bitel.domain.recipients import Recipient
+from bitel.domain.templates import Template
 from bitel.errors import InvalidRequestError
 from bitel.speech import spoken_text
 from bitel.speech.digits import GAP_SECONDS, PAUSE_SECONDS
+from bitel.speech.library import SpeechLibrary
 from bitel.store import recordings
 from bitel.store.recordings import Recording
 from bitel.supervision import SharedTasks
@@ -33,6 +39,16 @@ class Playback:
     digits: str = ""
     repeat_count: int = 1
     language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalTexts:
+    """The texts of a batch, of which each recipient gets its own; stored with its campaign."""
+
+    template: str
+    language: str
+    seconds: Sequence[float]
+    """The most that each recipient's text takes to speak, in their order."""
 
 
 class SpeechService:
@@ -68,6 +84,33 @@ class SpeechService:
         """The audio of `text`. Raises as `recording` does."""
         recording = await self.recording(project_id, text, language)
         return Playback(recording.id, recording.duration)
+
+    async def template(
+        self,
+        text: str,
+        language: str | None,
+        recipients: Sequence[Recipient],
+        faults: dict[int, str] | None = None,
+    ) -> PersonalTexts:
+        """Check a text with `{variables}` and how long it lasts for each recipient.
+
+        It is rendered later, ahead of dialling. What is wrong with a recipient is added to
+        `faults`, by its position, if that is given. Raises InvalidRequestError, which names `text`,
+        `language` or the row, as in `recipients[17]`, or UnavailableError.
+        """
+        template = templates.parse(text)
+        speech = self._context.speech
+        longest = await speech.longest_seconds(language)
+        settings = self._context.settings.speech
+        if template.literal_chars > settings.max_chars:
+            raise InvalidRequestError(
+                f"text has {template.literal_chars} characters; at most {settings.max_chars} can "
+                "be spoken."
+            )
+        seconds = await asyncio.to_thread(
+            _seconds_of_each, template, recipients, longest, speech, settings.max_chars, faults
+        )
+        return PersonalTexts(text, (language or settings.default_language).lower(), seconds)
 
     async def code(
         self, text: str, language: str | None, repeats: int, intro: Playback | None
@@ -125,3 +168,47 @@ class SpeechService:
                 # Another process was faster, or the write failed.
                 await self._context.voices.delete(made.id)
         return kept
+
+
+def _seconds_of_each(
+    template: Template,
+    recipients: Sequence[Recipient],
+    longest: Callable[[str], float],
+    speech: SpeechLibrary,
+    max_chars: int,
+    faults: dict[int, str] | None,
+) -> list[float]:
+    """The bound of each recipient's text, without those that are added to `faults`.
+
+    Raises InvalidRequestError, which names the row, if faults are not wanted.
+    """
+    known: dict[str, float] = {}
+
+    def bound_of(part: str, row: str) -> float:
+        bound = known.get(part)
+        if bound is None:
+            # What is printable can be spoken; the rest is mostly Persian's joiner.
+            if not part.isprintable():
+                try:
+                    speech.part(part, is_last=True)
+                except InvalidRequestError as error:
+                    raise InvalidRequestError(f"the text of {row} is refused: {error}") from error
+            bound = known[part] = longest(part)
+        return bound
+
+    seconds: list[float] = []
+    for number, recipient in enumerate(recipients):
+        row = f"recipients[{number}]"
+        try:
+            parts = templates.fill(template, recipient.variables, row)
+            chars = sum(map(len, parts)) + len(parts) - 1
+            if chars > max_chars:
+                raise InvalidRequestError(
+                    f"the text of {row} has {chars} characters; at most {max_chars} can be spoken"
+                )
+            seconds.append(sum(bound_of(part, row) for part in parts))
+        except InvalidRequestError as fault:
+            if faults is None:
+                raise
+            faults[number] = str(fault)
+    return seconds

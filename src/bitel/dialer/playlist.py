@@ -28,7 +28,7 @@ LEAD_OUT: Final = 0.2
 """Seconds of silence before our BYE."""
 
 DurationOf = Callable[[str], Awaitable[float | None]]
-"""The duration of a recording in seconds; None if it does not exist, or was deleted."""
+"""The duration of a recording, or of a part of a text, in seconds; None if there is none."""
 
 
 class PlaylistSource(Protocol):
@@ -80,6 +80,7 @@ class Playlists(PlaylistSource):
                 request.digits, request.language or None, codec, request.repeat_count
             )
             clips += [await self._file(path) for path in paths]
+        clips += [await self._recording(part_id, codec) for part_id in request.parts]
         return clips
 
     async def _recording(self, recording_id: str, codec: Codec) -> SharedClip:

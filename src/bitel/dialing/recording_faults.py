@@ -95,4 +95,5 @@ class RecordingFaults:
 
 
 def _audio_key(request: DialRequest) -> str:
-    return f"{request.recording_id or ''} {request.language if request.digits else ''}"
+    language = request.language if request.digits else ""
+    return f"{request.recording_id or ''} {language} {','.join(request.parts)}"

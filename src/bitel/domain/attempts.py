@@ -140,7 +140,7 @@ class DialRequest:
     """An attempt to make: the number to call and the audio to play. Its claim is durable.
 
     The audio is the recording, if any, then `digits`, if any, read one by one in `language`,
-    `repeat_count` times.
+    `repeat_count` times, then the `parts`.
     """
 
     attempt_id: str
@@ -155,6 +155,8 @@ class DialRequest:
     audio, the default hold and `HANG_UP_SECONDS`."""
     caller_id: str = ""
     """The caller id to show, in all attempts of the call; "": the dialer chooses."""
+    parts: tuple[str, ...] = ()
+    """Clips of a text of its own, played one after the other."""
 
 
 class Media(NamedTuple):

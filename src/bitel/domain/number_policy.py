@@ -10,7 +10,7 @@ universal access numbers (UAN) are ordinary, and so are other regions under the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,8 +21,10 @@ from bitel.domain.phone_numbers import (
     is_ordinary,
     number_type,
     region_of,
+    to_e164,
 )
-from bitel.errors import InvalidRequestError
+from bitel.domain.pricing import Tariff
+from bitel.errors import ForbiddenError, InvalidPhoneNumberError, InvalidRequestError
 
 COSTLY_RANGES: Final = {
     # Caribbean countries under +1, with international rates.
@@ -67,6 +69,7 @@ COSTLY_RANGES: Final = {
 }
 """E.164 prefixes, and what they are."""
 
+_FIELD: Final = "phoneNumber"
 _PREFIX: Final = re.compile(r"\+[0-9]{1,15}", re.ASCII)
 
 
@@ -112,6 +115,42 @@ class NumberPolicy:
         if kind in COSTLY_TYPES and len(longest) <= len(code):
             return e164[: len(code) + 3], "premium rate or shared cost"
         return None
+
+
+class NumberChecker:
+    """Checks numbers for one project.
+
+    Args:
+        policy: which numbers the project may call; its region is that of national numbers.
+        tariff: the tariff in force; a number must have a price in it.
+        extra_prefixes: as in `bitel.domain.phone_numbers.to_e164`.
+    """
+
+    def __init__(
+        self, policy: NumberPolicy, tariff: Tariff, extra_prefixes: Sequence[str] = ()
+    ) -> None:
+        self._policy, self._tariff, self._extra = policy, tariff, extra_prefixes
+
+    def e164(self, written: str, field: str = _FIELD) -> str:
+        """The E.164 form of a number that the project may call.
+
+        `field` names the number in errors. Raises InvalidPhoneNumberError if it is not the number
+        of a subscriber, ForbiddenError if the project may not call it or it has no price.
+        """
+        try:
+            e164 = to_e164(written, self._policy.region, self._extra)
+        except InvalidPhoneNumberError as fault:
+            raise InvalidPhoneNumberError(str(fault).replace(_FIELD, field, 1)) from None
+        refused = self._policy.why_refused(e164)
+        if refused is None and not self._tariff.prices(e164):
+            code = country_code_of(e164)
+            refused = (
+                f"has no price, since no line of the tariff begins with {code}; the operator can "
+                f'add one with prefix = "{code}", or prefix = "+" for all numbers'
+            )
+        if refused is not None:
+            raise ForbiddenError(f"{field} {written!r} {refused}")
+        return e164
 
 
 def policy_of(

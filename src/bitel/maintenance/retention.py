@@ -7,7 +7,7 @@ calls do not wait for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Final
 
@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from bitel.errors import ConflictError, NotFoundError, UnavailableError
 from bitel.recordings.storage import VoiceStore
 from bitel.settings import RetentionSettings
-from bitel.store import pausing, recipient_lists, recordings
+from bitel.store import pausing, recipient_lists, recordings, speech_parts
 from bitel.store import retention as store
 from bitel.store.database import Database
 
@@ -39,6 +39,8 @@ SWEEP_EVERY: Final = DAY
 """Seconds between two sweeps of audio without a recording."""
 ORPHANED_AFTER: Final = 7 * DAY
 """Age in seconds from which audio without a recording is deleted."""
+PARTS_KEPT: Final = 7
+"""Days after its last use that a spoken part of a text is kept for further campaigns."""
 
 LIST_DAYS: Final = 30.0
 """Days until an uploaded list of recipients is deleted."""
@@ -102,6 +104,7 @@ class Retention:
         if keep.recordings:
             await self._delete_recordings(keep.recordings)
         await self._delete("lists", recipient_lists.delete_old, LIST_DAYS)
+        await self._delete_parts()
 
     async def sweep(self) -> int:
         """Delete old audio without a recording, and return how many were deleted.
@@ -115,7 +118,7 @@ class Retention:
         before = self._system_clock() - ORPHANED_AFTER
         deleted = 0
         async for ids in self._voices.stored_before(before):
-            known = await self._database.read(partial(recordings.live, ids=ids))
+            known = await self._database.read(partial(_with_audio, ids=ids))
             for orphan in sorted(set(ids) - known):
                 await self._voices.delete(orphan)
                 deleted += 1
@@ -163,6 +166,21 @@ class Retention:
         if deleted:
             log.info("retention_deleted", what="recordings", rows=deleted, days=days)
 
+    async def _delete_parts(self) -> None:
+        before = self._clock() - PARTS_KEPT * DAY
+
+        async def piece(after: str) -> tuple[str, int]:
+            last, removed = await self._database.write(
+                partial(speech_parts.remove_unneeded, before=before, after=after)
+            )
+            for part_id in removed:
+                await self._voices.delete(part_id)
+            return last, len(removed)
+
+        deleted = await self._in_pieces(piece)
+        if deleted:
+            log.info("retention_deleted", what="spoken_parts", rows=deleted, days=PARTS_KEPT)
+
     async def _in_pieces(
         self, piece: Callable[[str], Awaitable[tuple[str, int]]], after: str = ""
     ) -> int:
@@ -208,6 +226,10 @@ def _blank_piece(
     if is_whole:
         store.move_cursor(conn, "numbers", last)
     return last, count, is_whole
+
+
+def _with_audio(conn: Connection, ids: Collection[str]) -> set[str]:
+    return recordings.live(conn, ids) | speech_parts.live(conn, ids)
 
 
 def _is_restored(conn: Connection) -> bool:

@@ -128,8 +128,7 @@ def _read(task: Task, source: int, pieces: int, summary: int) -> int:
 
 
 def _rules(task: Task) -> NumberRules:
-    from bitel.domain.number_checks import NumberChecker
-    from bitel.domain.number_policy import NumberPolicy
+    from bitel.domain.number_policy import NumberChecker, NumberPolicy
     from bitel.domain.pricing import Rate, Tariff
     from bitel.recipient_lists.reading import NumberRules
 

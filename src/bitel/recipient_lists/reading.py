@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from bitel.domain.number_checks import NumberChecker
+from bitel.domain.number_policy import NumberChecker
 from bitel.domain.phone_numbers import country_code, is_ordinary, to_e164
 from bitel.domain.recipients import LONGEST_REFERENCE, Recipient
 from bitel.errors import (

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -50,6 +50,9 @@ WITHOUT_S3_SETTINGS: Final = S3Settings()
 
 LISTED: Final = 500
 """Objects per page of a listing."""
+
+PUT_AT_ONCE: Final = 8
+"""Objects that are stored at once, of several recordings."""
 
 _OBJECT: Final = re.compile(r"([0-9a-f]{32})\.[au]law")
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -127,18 +130,31 @@ class VoiceStore:
         If this raises, written objects are removed if possible. `recording_id` is 1 to 64 letters,
         digits, - or _.
         """
-        files = {_key(recording_id, "PCMA"): decoded.alaw, _key(recording_id, "PCMU"): decoded.ulaw}
+        await self.put_each({recording_id: decoded})
+
+    async def put_each(self, recordings: Mapping[str, Decoded]) -> None:
+        """As `put`, for new recordings by their ids: all of them or none."""
+        files: dict[str, Path] = {}
+        for recording_id, decoded in recordings.items():
+            files[_key(recording_id, "PCMA")] = decoded.alaw
+            files[_key(recording_id, "PCMU")] = decoded.ulaw
+        keys = list(files)
         try:
             with _errors_as_unavailable():
-                for key, path in files.items():
-                    await obstore.put_async(self._store, key, path)
+                for at in range(0, len(keys), PUT_AT_ONCE):
+                    some = keys[at : at + PUT_AT_ONCE]
+                    await asyncio.gather(
+                        *(obstore.put_async(self._store, key, files[key]) for key in some)
+                    )
+                    if not self._remote:
+                        stored = [self._folder / key for key in some]
+                        await asyncio.gather(*(asyncio.to_thread(sync, path) for path in stored))
                 if not self._remote:
-                    stored = (self._folder / key for key in files)
-                    await asyncio.to_thread(sync, *stored, self._folder)
+                    await asyncio.to_thread(sync, self._folder)
         except BaseException:
             # If this fails too, objects are left over; the first error is the one to report.
             with suppress(BaseError, OSError):
-                await asyncio.shield(self._discard(list(files)))
+                await asyncio.shield(self._discard(keys))
             raise
 
     async def clip(self, recording_id: str, law: Law, size: int | None = None) -> Path:

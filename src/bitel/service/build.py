@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from sqlalchemy import Connection
 
 from bitel.api.auth import TokenSigner
 from bitel.api.context import ApiContext
+from bitel.api.rate_limits import quota_of
 from bitel.api.routes.health import Readiness
 from bitel.dialer.call_attempt import CallObserver
 from bitel.dialer.config import sip_trunk_config
@@ -40,8 +42,9 @@ from bitel.service.shutdown import CLOSING_TIMEOUT, Shutdown
 from bitel.settings import DialerSettings, Settings
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
+from bitel.speech.renderer import TextRenderer
 from bitel.steady_clock import SteadyClock
-from bitel.store import engines, migrate, recordings
+from bitel.store import engines, migrate, recordings, speech_parts
 from bitel.store.database import Database
 
 log = structlog.get_logger(__name__)
@@ -91,7 +94,7 @@ async def open_resources(settings: Settings, shutdown: Shutdown) -> AsyncIterato
             clock=clock,
         )
         playlists = Playlists(
-            voices, speech, lambda id_: database.read(lambda conn: recordings.duration(conn, id_))
+            voices, speech, lambda id_: database.read(functools.partial(_duration, id_=id_))
         )
         try:
             yield Resources(settings, clock, database, voices, speech, playlists)
@@ -101,6 +104,12 @@ async def open_resources(settings: Settings, shutdown: Shutdown) -> AsyncIterato
         # In this thread: those of the executor may all be blocked.
         if not database.close(shutdown.left(CLOSING_TIMEOUT)):
             log.warning("not_stopped_in_time", part="database")
+
+
+def _duration(conn: Connection, id_: str) -> float | None:
+    """Duration in seconds of a recording or of a part of a text; None without one."""
+    seconds = recordings.duration(conn, id_)
+    return speech_parts.duration(conn, id_) if seconds is None else seconds
 
 
 def build_dialer(
@@ -178,19 +187,43 @@ def dialer_source(worker: DialerWorker) -> DialerSource:
     )
 
 
-def build_api(
-    resources: Resources,
-    workers: Sequence[DialerWorker],
-    page: Page | None,
-    pressure: StoragePressure,
-    shutdown: Shutdown,
-) -> ApiContext:
-    """What the HTTP API works with; `workers` are the dialers of this process."""
+def build_renderer(resources: Resources, workers: Sequence[DialerWorker]) -> TextRenderer:
+    """Speaks the texts of waiting calls; `workers` are the dialers of this process."""
+    return TextRenderer(
+        resources.database,
+        resources.voices,
+        resources.speech,
+        resources.clock,
+        lambda: quota_of(resources.settings).stored_bytes,
+        waker(workers),
+    )
+
+
+def waker(workers: Sequence[DialerWorker]) -> Callable[[str], None]:
+    """Wakes the dispatcher of a dialer, if it is one of `workers`."""
     dispatchers = {each.dialer_id: each.dispatcher for each in workers}
 
     def wake(dialer_id: str) -> None:
         if dialer_id in dispatchers:
             dispatchers[dialer_id].wake()
+
+    return wake
+
+
+def build_api(
+    resources: Resources,
+    workers: Sequence[DialerWorker],
+    renderer: TextRenderer,
+    page: Page | None,
+    pressure: StoragePressure,
+    shutdown: Shutdown,
+) -> ApiContext:
+    """What the HTTP API works with; `workers` are the dialers of this process."""
+    wake_dialer = waker(workers)
+
+    def wake(dialer_id: str) -> None:
+        wake_dialer(dialer_id)
+        renderer.wake()
 
     def notes() -> dict[str, Any]:
         days = resources.settings.retention.calls

@@ -218,7 +218,9 @@ async def running(
             await start(background("looking for conditions", watcher.run))
         page = Page(sources) if settings.metrics.enabled else None
         if has_api:
-            service.api = build.build_api(resources, workers, page, pressure, shutdown)
+            renderer = build.build_renderer(resources, workers)
+            await start(background("rendering texts", renderer.run))
+            service.api = build.build_api(resources, workers, renderer, page, pressure, shutdown)
             address = (settings.http.host, settings.http.port)
             service.http_address = await start(
                 serving(build_app(service.api), settings.http, address, "http.port", shutdown, stop)

@@ -39,6 +39,12 @@ AUDIBLE_PEAK: Final = 328
 """Highest sample below which a rendering is silent: 1 % of full scale."""
 
 DEFAULT_LANGUAGES: Final[Mapping[str, str]] = MappingProxyType({"fa": "fa", "en": "en"})
+
+
+class TextFailedError(UnavailableError):
+    """The engine failed on these texts; it may succeed with fewer or with others."""
+
+
 _LANGUAGE: Final = re.compile(r"[a-z0-9]{2,8}(-[a-z0-9]{1,8}){0,3}")
 _VOICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+\-]{0,63}")
 
@@ -210,7 +216,7 @@ async def _run_worker(
                 owner,
             )
         except TimeoutError:
-            raise UnavailableError(
+            raise TextFailedError(
                 f"Speaking the text takes longer than {limits.wall_seconds:g} s now."
             ) from None
         _raise_failure(ended, engine, limits)
@@ -219,6 +225,7 @@ async def _run_worker(
 
 def _raise_failure(ended: worker_process.Ended, engine: Engine, limits: SpeechLimits) -> None:
     """Raise the error of an exit status, unless it means success."""
+    error: type[UnavailableError] = UnavailableError
     match ended.status:
         case Verdict.DONE:
             return
@@ -233,14 +240,17 @@ def _raise_failure(ended: worker_process.Ended, engine: Engine, limits: SpeechLi
         case Verdict.NO_VOICE:
             sentence = f"espeak-ng has no voice {engine.voice!r}; set another in speech.languages."
         case Verdict.OUT_OF_MEMORY:
+            error = TextFailedError
             sentence = "Speaking the text takes more memory than is granted."
         case status if status == -signal.SIGXCPU:
+            error = TextFailedError
             sentence = (
                 f"Speaking the text takes more than {limits.cpu_seconds} s of processor time."
             )
         case _:
+            error = TextFailedError
             sentence = "The speech engine failed on the text; write it differently or try again."
-    raise UnavailableError(sentence) from worker_process.WorkerError(ended)
+    raise error(sentence) from worker_process.WorkerError(ended)
 
 
 def _require_sound(path: Path) -> None:

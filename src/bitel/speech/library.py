@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from bitel.recordings.storage import SUFFIXES, Law
 from bitel.recordings.worker_process import SERVICE
 from bitel.speech import digits, spoken_text
 from bitel.speech.engines import Engine, SpeechOptions, engine_for, render
+from bitel.speech.parts import Part, encode, part_of
+from bitel.speech.spoken_length import longest_seconds
 from bitel.supervision import SharedTasks
 
 RENDERING: Final = 1
@@ -103,6 +105,46 @@ class SpeechLibrary:
             if key not in self._texts and len(self._texts) >= MAX_WAITING:
                 raise UnavailableError("Too many texts are waiting to be spoken; try again later.")
         return await self._texts.get(key, lambda: self._render(key, words, engine, owner))
+
+    def part(self, text: str, *, is_last: bool) -> Part:
+        """How a part of a text is spoken; see `parts.part_of`. Raises InvalidRequestError."""
+        return part_of(text, self._options.max_chars, is_last=is_last)
+
+    async def part_keys(self, parts: Iterable[Part], language: str | None) -> dict[Part, str]:
+        """The keys of clips that `rendered_parts` makes, 64 hex digits each.
+
+        Raises as `recording_key` does for `language`.
+        """
+        engine = await self._engine(language)
+        return {part: _key(engine, part.words, part.pause) for part in parts}
+
+    async def longest_seconds(self, language: str | None) -> Callable[[str], float]:
+        """Gives an upper bound of the seconds of the clip of a part's text.
+
+        Raises as `recording_key` does for `language`.
+        """
+        await self._engine(language)
+        name = (language or self._options.default_language).lower()
+        return partial(
+            longest_seconds, language=name, words_per_minute=self._options.words_per_minute
+        )
+
+    @asynccontextmanager
+    async def rendered_parts(
+        self, parts: Sequence[Part], language: str | None, owner: str = SERVICE
+    ) -> AsyncIterator[Sequence[Decoded]]:
+        """Render parts at once, in a turn of `owner`; their files exist inside the block.
+
+        Parts of `parts.batches` are few enough. Raises InvalidRequestError where a part can't be
+        spoken, TextFailedError where the engine fails on one, and UnavailableError.
+        """
+        engine = await self._engine(language)
+        async with self._work() as work:
+            texts = [part.words for part in parts]
+            spoken = await render(texts, engine, work, self._options, owner)
+            made = await asyncio.to_thread(_encode_each, spoken, parts, work)
+            self.rendered += len(parts)
+            yield made
 
     async def digit_clips(
         self, text: str, language: str | None, law: Law, repeat: int = 2, intro: Path | None = None
@@ -242,8 +284,15 @@ def _errors_as_unavailable() -> Iterator[None]:
         raise UnavailableError("The folder of spoken texts can't be used now.") from error
 
 
-def _key(engine: Engine, words: str) -> str:
-    parts = [RENDERING, engine.program, engine.voice, engine.pace, engine.version, words]
+def _encode_each(spoken: Sequence[Path], parts: Sequence[Part], into: Path) -> list[Decoded]:
+    return [
+        encode(path, part.pause, into / f"part-{number}")
+        for number, (path, part) in enumerate(zip(spoken, parts, strict=True))
+    ]
+
+
+def _key(engine: Engine, words: str, *more: float) -> str:
+    parts = [RENDERING, engine.program, engine.voice, engine.pace, engine.version, words, *more]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

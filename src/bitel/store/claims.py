@@ -492,4 +492,5 @@ def _claim(attempt_id: str, row: DueCall, schedules: Schedules) -> Claim:
         longest_seconds=row.longest_seconds,
         campaign_id=row.campaign_id,
         caller_id=row.caller_id or "",
+        parts=tuple(row.parts or ()),
     )

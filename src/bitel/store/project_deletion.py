@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -28,6 +28,7 @@ from bitel.store.schema import (
     placed_number,
     project,
     recording,
+    speech_part,
     token,
 )
 from bitel.store.sql_batch import in_chunks, matches, next_rows
@@ -45,9 +46,10 @@ def disable(conn: Connection, project_id: str) -> None:
 
 _of_project = matches(call.c.project_id)
 _HAS_OPEN_CALLS: Final = sa.select(sa.exists(sa.select(call.c.id).where(*_of_project, is_waiting)))
-_RECORDINGS: Final = next_rows(
-    sa.select(recording.c.id).where(*matches(recording.c.project_id)), recording.c.id
-)
+_WITH_AUDIO: Final = [
+    next_rows(sa.select(table.c.id).where(*matches(table.c.project_id)), table.c.id)
+    for table in (recording, speech_part)
+]
 
 
 def check_no_open_calls(conn: Connection, project_id: str) -> None:
@@ -60,11 +62,16 @@ def check_no_open_calls(conn: Connection, project_id: str) -> None:
 
 
 def recordings(database: Database, project_id: str) -> Iterator[list[str]]:
-    """Ids of the project's recordings, deleted ones included, in lists of up to `PIECE`."""
-    after = ""
-    while found := database.read_now(partial(_recordings, project_id=project_id, after=after)):
-        yield found
-        after = found[-1]
+    """Ids of the project's stored audio: its recordings, deleted ones included, then spoken parts.
+
+    In lists of up to `PIECE`.
+    """
+    for query in _WITH_AUDIO:
+        page = partial(_ids, query=query, project_id=project_id)
+        after = ""
+        while found := database.read_now(partial(page, after=after)):
+            yield found
+            after = found[-1]
 
 
 def delete_project(database: Database, project_id: str, now: float) -> None:
@@ -88,9 +95,9 @@ def delete_project(database: Database, project_id: str, now: float) -> None:
     database.write_now(partial(_blank, project_id=project_id, now=now))
 
 
-def _recordings(conn: Connection, project_id: str, after: str) -> list[str]:
+def _ids(conn: Connection, query: sa.Select[Any], project_id: str, after: str) -> list[str]:
     wanted = {"project_id": project_id, "after": after, "most": PIECE}
-    return list(conn.execute(_RECORDINGS, wanted).scalars())
+    return list(conn.execute(query, wanted).scalars())
 
 
 def _delete_calls(conn: Connection, project_id: str, after: str) -> str | None:
@@ -116,7 +123,10 @@ _of_its_campaigns = campaign_key.c.campaign_id.in_(
 )
 _DELETE_KEYS: Final = sa.delete(campaign_key).where(_of_its_campaigns)
 _DELETIONS: Final = tuple(
-    map(_by_project, (token, campaign, placed_number, do_not_call, idempotency_key, ledger_entry))
+    map(
+        _by_project,
+        (token, campaign, placed_number, do_not_call, idempotency_key, ledger_entry, speech_part),
+    )
 )
 
 

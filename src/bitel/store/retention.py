@@ -143,6 +143,9 @@ _BLANK_CALLS: Final = (
         phone_number=ERASED,
         e164=ERASED,
         digits=sa.case((call.c.digits.is_(None), None), else_=sa.literal(ERASED)),
+        reference=None,
+        variables=None,
+        parts=None,
     )
 )
 _BLANK_ATTEMPTS: Final = (
@@ -153,7 +156,8 @@ _BLANK_ATTEMPTS: Final = (
 
 
 def blank_numbers(conn: Connection, before: float, after: str) -> tuple[str, int]:
-    """Blank the numbers and keyed digits of calls that were over before a time.
+    """Blank the numbers, references, variables and keyed digits of calls that were over before a
+    time.
 
     Not while a webhook event with the number is to be delivered. As `delete_calls`; calls that are
     not over are read again by a later pass.
@@ -233,7 +237,10 @@ def calls_to(
 
 
 def erase_calls(conn: Connection, project_id: str, ids: Sequence[str]) -> None:
-    """Blank the numbers and keyed digits of calls that are over, also in stored API answers."""
+    """Blank the numbers, references, variables and keyed digits of calls that are over.
+
+    Numbers also in stored answers of the API.
+    """
     _apply(conn, ids, _BLANK_CALLS, _BLANK_ATTEMPTS)
     stored = idempotency_key.c
     answers = sa.select(stored.key, stored.answer).where(

@@ -207,6 +207,20 @@ _partial_index(
     unique=True,
 )
 
+speech_part = Table(
+    "speech_part",
+    metadata,
+    Column("id", _Id, primary_key=True),  # of its audio in the storage of recordings
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("key", String(64), nullable=False),  # a hash of what it says and how
+    Column("duration", Double, nullable=False),
+    # The day, since 1970, UTC, on which a call was given it last.
+    Column("used_on", Integer, nullable=False),
+    UniqueConstraint("project_id", "key"),
+)
+"""Spoken parts of personal texts; calls name them in `parts`. They are no recordings: clients
+neither list nor delete them, and their words are not kept."""
+
 webhook = Table(
     "webhook",
     metadata,
@@ -320,7 +334,7 @@ call = Table(
     Column("retry_waits", String(128)),
     Column("time_zone", String(64)),  # of the callee; NULL: as the number says
     Column("variables", Text),  # JSON, for the template of its campaign
-    # Recordings that are played one after the other; empty while they are not rendered yet.
+    # Rows of `speech_part`, played in this order; empty while they are not rendered yet.
     Column("parts", CommaList),
     Column("caller_id", String(33)),  # NULL: the dialer chooses
     Column("webhook_id", _Id),  # NULL: the project's

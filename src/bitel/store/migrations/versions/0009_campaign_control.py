@@ -40,6 +40,15 @@ def upgrade() -> None:
         sa.Column("off_reason", sa.String(200)),
     )
     index("ix_webhook_project", "webhook", ["project_id", "id"])
+    op.create_table(
+        "speech_part",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("project_id", sa.String(32), sa.ForeignKey("project.id"), nullable=False),
+        sa.Column("key", sa.String(64), nullable=False),
+        sa.Column("duration", sa.Double(), nullable=False),
+        sa.Column("used_on", sa.Integer(), nullable=False),
+        sa.UniqueConstraint("project_id", "key", name=op.f("uq_speech_part_project_id_key")),
+    )
     campaigns()
     calls()
     op.add_column("attempt", sa.Column("caller_id", sa.String(33)))

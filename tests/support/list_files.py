@@ -11,14 +11,13 @@ from typing import Any
 
 import openpyxl
 
-from bitel.domain.number_checks import NumberChecker
-from bitel.domain.number_policy import policy_of
+from bitel.domain.number_policy import NumberChecker, policy_of
 from bitel.domain.pricing import Tariff
 from bitel.domain.recipients import Recipient
 from bitel.recipient_lists import reading, text, workbook
 from bitel.recipient_lists.reading import ReadOptions, Summary
 
-FILES = Path(__file__).parent / "files"
+FILES = Path(__file__).parents[1] / "recipient_lists" / "files"
 A, B, C = "09121234567", "09351234567", "02112345678"
 TIME_ZONES = frozenset({"Asia/Tehran", "Europe/Berlin"})
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "marked": "|"}
