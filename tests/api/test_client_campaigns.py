@@ -108,7 +108,7 @@ def test_an_option_that_does_not_exist_is_refused_at_once() -> None:
     # The comments are checked too: mypy reports one that is not needed.
     client, awaited = Client("T"), AsyncClient("T")
     with pytest.raises(
-        TypeError, match="'retries' is not an option; the options are .*retry_count"
+        TypeError, match=r"'retries' is not an option; the options are .*retry_count"
     ):
         client.call(NUMBER, "v", retries=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="'window'"):
