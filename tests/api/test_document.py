@@ -66,7 +66,9 @@ async def test_every_route_is_described(document: Any) -> None:
 
 async def test_bodies_are_described_with_their_limits(document: Any) -> None:
     single = document["paths"]["/api/v2/voice/single"]["post"]
-    schema = single["requestBody"]["content"]["application/json"]["schema"]
+    content = single["requestBody"]["content"]["application/json"]
+    assert content["schema"] == {"$ref": "#/components/schemas/SingleBody"}
+    schema = document["components"]["schemas"]["SingleBody"]
     assert set(schema["required"]) == {"phoneNumber", "voiceId"}
     number = schema["properties"]["retryCount"]["anyOf"][0]
     assert number == {"type": "integer", "minimum": 0, "maximum": 10}
@@ -132,17 +134,21 @@ async def test_each_example_of_a_body_is_taken_as_it_is(sqlite_stage: Stage, doc
     made = Recording(bodies._VOICE_ID, stage.project_id, "hello", 1.0, 9, 1.0)
     stage.do(lambda conn: recordings.add(conn, made))
     sent = set()
+    schemas = document["components"]["schemas"]
     async with stage.client() as client:
         batch = {"phoneNumbers": ["09120000001"], "voiceId": stage.recording_id}
         campaign_id = (await client.post("/api/v2/voice/batch", json=batch)).json()["campaignId"]
         for path, methods in document["paths"].items():
             for method, operation in methods.items():
                 body = operation.get("requestBody", {}).get("content", {}).get("application/json")
-                for example in body["schema"]["examples"] if body else ():
+                if body is None:
+                    continue
+                schema = schemas[body["schema"]["$ref"].rpartition("/")[2]]
+                for example in schema["examples"]:
                     path = path.replace("{campaign_id}", campaign_id)
                     answer = await client.request(method, path, json=example)
                     assert answer.status_code == 200, (path, answer.text)
-                    sent.add(body["schema"]["title"])
+                    sent.add(schema["title"])
     shapes = {name for name, each in vars(bodies).items() if _is_a_body(each)}
     parts = {"RetryBody", "WebhookBody", "RecipientBody"}
     assert sent == shapes - parts - {"Body", "CallTerms", "RequestTerms", "BatchTerms"}
@@ -155,6 +161,8 @@ def _is_a_body(each: Any) -> bool:
 async def test_each_example_of_an_answer_fits_its_description(document: Any) -> None:
     described = set()
     for name, schema in document["components"]["schemas"].items():
+        if hasattr(bodies, name):
+            continue  # sent by the test above
         for example in schema.get("examples", ()):
             shape = getattr(responses, name, None) or getattr(webhook_document, name)
             whole = _with_nulls(shape, example)

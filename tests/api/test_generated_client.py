@@ -86,9 +86,7 @@ async def test_a_generated_client_has_readable_names_and_works(
         wav = operation("recordings", "download_recording").sync_detailed(
             voice.result.id, client=client
         )
-        single = models.PlaceSingleCallSingleBody(
-            phone_number="09121234567", voice_id=voice.result.id
-        )
+        single = models.SingleBody(phone_number="09121234567", voice_id=voice.result.id)
         call = operation("calls", "place_single_call").sync(client=client, body=single)
         state = operation("calls", "get_call").sync(call.result.id, client=client)
         return voice.result, call.result, wav.content, state.result

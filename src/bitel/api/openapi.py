@@ -183,7 +183,12 @@ def document(app: FastAPI) -> dict[str, Any]:
             operation["responses"].pop("422", None)
             bodies = operation.get("requestBody", {}).get("content", {})
             for body in bodies.values():
-                schemas |= body["schema"].pop("$defs", {})
+                schema = body["schema"]
+                schemas |= schema.pop("$defs", {})
+                # Under its own name, generators have one class for the bodies that are alike.
+                if "title" in schema:
+                    schemas[schema["title"]] = schema
+                    body["schema"] = {"$ref": _SCHEMA.format(model=schema["title"])}
     for webhook in content["webhooks"].values():
         webhook["post"]["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
