@@ -19,7 +19,7 @@ from bitel.api.results_csv import COLUMNS, safe_cell
 from bitel.domain.attempts import Media, Outcome
 from bitel.domain.ids import new_id, new_ids
 from bitel.domain.retry import RetryAt
-from bitel.store import campaign_results, claims, settling
+from bitel.store import call_details, claims, settling
 from bitel.store import campaigns as campaign_rows
 from bitel.store.campaigns import Campaign
 from bitel.store.schema import attempt, call
@@ -82,7 +82,7 @@ async def test_each_call_is_a_line_with_all_of_its_attempts(stage: Stage) -> Non
         "phoneNumber": "0912 000 0001",
         "reference": "سفارش, ۱",
         "status": "NORMAL",
-        "reason": "",
+        "reason": "answered",
         "billSec": "12",
         "requestDate": "2023-11-14T22:13:20Z",
         "executionDate": "2023-11-14T22:15:00Z",
@@ -90,16 +90,16 @@ async def test_each_call_is_a_line_with_all_of_its_attempts(stage: Stage) -> Non
         "attempts": "2",
         "keys": "1#",
         "machine": "human",
-        "lastOutcome": "answered",
+        "lastOutcome": "ANSWERED",
         "lastSipCode": "200",
-        "attemptDetails": "1: busy 486, dialled 2023-11-14T22:13:20Z, ended 2023-11-14T22:13:40Z; "
-        "2: answered 200, dialled 2023-11-14T22:15:00Z, rang 2023-11-14T22:15:03Z, "
+        "attemptDetails": "1: BUSY 486, dialled 2023-11-14T22:13:20Z, ended 2023-11-14T22:13:40Z; "
+        "2: ANSWERED 200, dialled 2023-11-14T22:15:00Z, rang 2023-11-14T22:15:03Z, "
         "answered 2023-11-14T22:15:08Z, ended 2023-11-14T22:15:20Z, keys 1#",
     }
     assert (other["id"], other["phoneNumber"]) == (second.call_id, "+989120000002")
     assert other["reference"] == "'=1+1"
     assert (other["status"], other["attempts"]) == ("WAITING", "1")
-    assert (other["lastOutcome"], other["executionDate"]) == ("under way", "")
+    assert (other["lastOutcome"], other["executionDate"]) == ("UNDER_WAY", "")
 
 
 async def test_the_answer_is_a_file_that_excel_reads_as_utf_8(sqlite_stage: Stage) -> None:
@@ -185,14 +185,14 @@ async def test_a_client_that_reads_nothing_holds_a_few_pages_and_no_connection(
     stage = sqlite_stage
     campaign_id = large(stage, 100_000)
     pages = 0
-    page = campaign_results.page
+    page = call_details.page_of_campaign
 
     def counted(*args: Any) -> Any:
         nonlocal pages
         pages += 1
         return page(*args)
 
-    monkeypatch.setattr(campaign_results, "page", counted)
+    monkeypatch.setattr(call_details, "page_of_campaign", counted)
     downloads = stage.app.state.services.downloads
     async with served(stage) as url:
         address = httpx.URL(url)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bitel.api.speech import SpeechService
 from bitel.domain.calls import Lane
+from bitel.domain.recipients import Recipient
+from bitel.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from tests.api.stage import Stage
@@ -215,3 +218,36 @@ async def test_a_database_that_fails_leaves_no_audio_behind(
         answer = await client.post(TTS, json={"text": "hello"})
     assert (answer.status_code, answer.json()["error"]) == (500, "InternalError")
     assert stage.leftovers() == []
+
+
+async def test_personal_texts_are_checked_and_bounded_and_not_rendered(stage: Stage) -> None:
+    service = SpeechService(stage.parts)
+    people = [Recipient(NUMBER, variables={"name": name}) for name in ("علی", "سارا", "علی")]
+    texts = await service.template("سلام {name} عزیز", None, people)
+    assert (texts.template, texts.language) == ("سلام {name} عزیز", "fa")
+    assert texts.seconds[0] == texts.seconds[2] < texts.seconds[1]
+    for person, bound in zip(people, texts.seconds, strict=True):
+        whole = await stage.parts.speech.render(f"سلام {person.variables['name']} عزیز", "fa")
+        assert whole.duration < bound
+    assert rendered(stage) == 2, "by this test"
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "variables", "message"),
+    [
+        ("a {name", None, {}, "text has a { at character 3"),
+        ("a {name}", None, {}, "recipients[1] has no variable 'name', which the text needs"),
+        ("a {name}", "xx", {"name": "b"}, "language 'xx' is not spoken here"),
+        ("a {name}", None, {"name": "b\x07"}, "the text of recipients[1] is refused: text holds"),
+        ("{name}", None, {"name": "…"}, "the text of recipients[1] holds nothing"),
+        ("x" * 900 + " {name}", None, {"name": "b" * 199}, "the text of recipients[1] has 1100"),
+        ("x" * 1001 + " {name}", None, {"name": "b"}, "text has 1002 characters; at most 1000"),
+    ],
+)
+async def test_a_personal_text_that_cant_be_spoken_is_refused_with_its_row(
+    stage: Stage, text: str, language: str | None, variables: dict[str, str], message: str
+) -> None:
+    people = [Recipient(NUMBER, variables=each) for each in ({"name": "ok"}, variables)]
+    with pytest.raises(InvalidRequestError) as refused:
+        await SpeechService(stage.parts).template(text, language, people)
+    assert str(refused.value).startswith(message)

@@ -68,6 +68,14 @@ def reaches(call: str, campaign: str, voice: str, people: str) -> dict[str, Reac
         "GET /api/v2/voice/campaign/{campaign_id}/calls": Reach(
             f"{v2}/campaign/{campaign}/calls", NOT_FOUND
         ),
+        "GET /api/v2/voice/campaign/{campaign_id}/events": Reach(
+            f"{v2}/campaign/{campaign}/events", NOT_FOUND
+        ),
+        "GET /api/v2/voice/campaign/{campaign_id}/results.csv": Reach(
+            f"{v2}/campaign/{campaign}/results.csv", NOT_FOUND
+        ),
+        "GET /api/v2/voice/calls": Reach(f"{v2}/calls?campaignId={campaign}", FINE),
+        "GET /api/v2/voice/campaigns": Reach(f"{v2}/campaigns", FINE),
         "DELETE /api/v2/voice/campaign/{campaign_id}": Reach(
             f"{v2}/campaign/{campaign}", NOT_FOUND
         ),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from tests.e2e.campaigns import finish
 from tests.support.browser import browser
+from tests.support.prerequisites import need_peer
 from tests.support.service_calls import upload
 
 CALLS = 12
@@ -33,6 +35,7 @@ new Promise((resolve, reject) => {
 
 
 def test_a_page_follows_a_campaign_to_its_end(tmp_path: Path) -> None:
+    need_peer(shutil.which("chromium") is not None, "chromium is not installed")
     rules = ("*[0-7]=answer:after=0.3:hangup=0.6", "*=busy")
     with Stage(tmp_path, rules=rules, record=False, dialer={"max_channels": 3}) as stage:
         stage.start_phone()
@@ -47,9 +50,6 @@ def test_a_page_follows_a_campaign_to_its_end(tmp_path: Path) -> None:
                 campaign = client.batch(numbers, voice, retry_count=0)["campaignId"]
             path = f"/api/v2/voice/campaign/{campaign}/events?access_token={token}"
             seen = page.run(FOLLOW % json.dumps(path))
-            refused = page.run(
-                f"fetch({json.dumps(path.replace('/events', ''))}).then((it) => it.status)"
-            )
         calls = finish(stage, token, campaign, 30.0)
         assert stage.stop_service() == 0
         log = stage.service_log.read_text()
@@ -65,5 +65,4 @@ def test_a_page_follows_a_campaign_to_its_end(tmp_path: Path) -> None:
     ended = {call["status"] for call in calls}
     assert {name for name, count in last["data"]["byStatus"].items() if count} == ended
     assert seen["opened"] == 1
-    assert refused == 401
     assert token not in log

@@ -7,6 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from bitel.domain.attempts import Media
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_id
 from bitel.domain.recipients import Recipient, pack
+from bitel.errors import NotFoundError
 from bitel.maintenance import retention
 from bitel.maintenance.retention import DAY, ORPHANED_AFTER, Retention
 from bitel.recordings.decode import Decoded
@@ -32,6 +34,7 @@ from bitel.store import (
     pausing,
     recipient_lists,
     recordings,
+    speech_parts,
     webhooks,
 )
 from bitel.store import retention as store
@@ -39,10 +42,12 @@ from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
 from bitel.store.pausing import Pause
 from bitel.store.recipient_lists import RecipientList
-from bitel.store.schema import attempt, call, campaign, webhook_event, webhook_try
+from bitel.store.schema import attempt, call, campaign, speech_part, webhook_event, webhook_try
+from bitel.store.speech_parts import SpeechPart
 from bitel.store.webhooks import DeliveryAttempt
 from tests.support.clocks import FakeClock
 from tests.support.factories import answered
+from tests.support.personal_texts import place_personal
 from tests.support.s3_server import BUCKET, s3_server
 from tests.support.store_world import World
 from tests.support.waiting import until
@@ -266,6 +271,83 @@ async def test_recordings_that_no_call_is_placed_with_go(
     assert names == {
         f"{ids[each]}.{law}" for each in ("used", "needed") for law in ("alaw", "ulaw")
     }
+
+
+async def test_spoken_parts_go_a_week_after_the_last_campaign_that_needs_them(
+    world: World, voices: VoiceStore, tmp_path: Path
+) -> None:
+    """A part's use counts, and it stays while a campaign that was given it is unfinished."""
+    campaign_id, [call_id] = place_personal(world, "{name}", [{"name": "Ali"}])
+    parts = [SpeechPart(new_id(world.clock()), world.project_id, key, 0.5) for key in "abc"]
+    for part in parts:
+        await put(voices, tmp_path, part.id)
+    used, stale, again = parts
+    now = world.clock()
+    world.do(lambda conn: speech_parts.add(conn, parts, now))
+    world.do(lambda conn: speech_parts.finish(conn, [(call_id, (used.id,))], [], now))
+    age = update(speech_part).where(speech_part.c.id == stale.id)
+    world.do(lambda conn: conn.execute(age.values(used_on=0)))
+    await keeping(world, voices).work()
+    assert await left(voices, parts) == [used, again], "one is older than the campaign"
+    world.clock.advance(30 * DAY)
+    await keeping(world, voices).work()
+    assert await left(voices, parts) == [used, again], "the campaign is unfinished"
+    over = update(campaign).where(campaign.c.id == campaign_id)
+    world.do(lambda conn: conn.execute(over.values(finished_at=world.clock())))
+    now = world.clock()
+    world.do(lambda conn: speech_parts.use(conn, world.project_id, ["c"], now))
+    world.clock.advance(6 * DAY)
+    await keeping(world, voices).work()
+    assert await left(voices, parts) == [again], "it was used since"
+    assert await keeping(world, voices).sweep() == 0
+    world.clock.advance(2 * DAY)
+    await keeping(world, voices).work()
+    assert await left(voices, parts) == []
+
+
+async def test_audio_of_parts_is_not_swept(
+    world: World, voices: VoiceStore, tmp_path: Path
+) -> None:
+    now = world.clock()
+    part = SpeechPart(new_id(now), world.project_id, "key", 0.5)
+    await put(voices, tmp_path, part.id)
+    orphan = new_id(now)
+    await put(voices, tmp_path, orphan)
+    world.do(lambda conn: speech_parts.add(conn, [part], now))
+    world.clock.now = time.time() + 2 * ORPHANED_AFTER
+    assert await keeping(world, voices).sweep() == 1
+    assert await left(voices, [part]) == [part]
+
+
+async def test_variables_references_and_parts_are_blanked_with_the_number(
+    world: World, voices: VoiceStore
+) -> None:
+    world.change(webhook_url=None)
+    _, [call_id] = place_personal(world, "{name}", [{"name": "Ali"}])
+    named = update(call).where(call.c.id == call_id).values(reference="customer 17")
+    world.do(lambda conn: conn.execute(named))
+    now = world.clock()
+    world.do(lambda conn: speech_parts.finish(conn, [], [(call_id, "refused")], now))
+    world.clock.advance(3 * DAY)
+    await keeping(world, voices, numbers=2).work()
+    row = world.do(lambda conn: conn.execute(select(call).where(call.c.id == call_id)).one())
+    assert (row.e164, row.reference, row.variables, row.parts) == ("", None, None, None)
+
+
+async def put(voices: VoiceStore, folder: Path, recording_id: str) -> None:
+    path = folder / f"{recording_id}.raw"
+    path.write_bytes(b"\xd5" * 4000)
+    await voices.put(recording_id, Decoded(path, path, 0.5, 4000))
+
+
+async def left(voices: VoiceStore, parts: list[SpeechPart]) -> list[SpeechPart]:
+    """The parts whose audio is stored."""
+    found = []
+    for part in parts:
+        with suppress(NotFoundError):
+            await voices.clip(part.id, "PCMA")
+            found.append(part)
+    return found
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -20,12 +20,14 @@ from bitel.store import (
     projects,
     recipient_lists,
     recordings,
+    speech_parts,
     tokens,
     webhooks,
 )
 from bitel.store.campaigns import Campaign
 from bitel.store.recipient_lists import RecipientList
-from bitel.store.schema import metadata, placed_number, project, webhook_try
+from bitel.store.schema import metadata, placed_number, project, speech_part, webhook_try
+from bitel.store.speech_parts import SpeechPart
 from bitel.store.webhooks import DeliveryAttempt
 from tests.support.factories import answered
 
@@ -54,6 +56,8 @@ def fill(world: World) -> None:
     people = RecipientList(new_id(now), project_id, "people.csv", now, 1, ())
     packed = [pack([Recipient("09121234567")])]
     world.do(partial(recipient_lists.add, new=people, packed=packed))
+    part = SpeechPart(new_id(now), project_id, "key", 0.5)
+    world.do(lambda conn: speech_parts.add(conn, [part], now))
     row = {"project_id": project_id, "e164": "+989121234567", "placed_at": now, "is_otp": False}
     world.do(lambda conn: conn.execute(placed_number.insert().values(row)))
 
@@ -84,7 +88,9 @@ def test_all_rows_of_a_project_go_and_none_of_another(world: World) -> None:
     # A cancel request goes with its attempt; these others belong to no project, or are pauses.
     assert grown == set(both) - {"dialer", "cancel_request", "pause", "retention_cursor"}
 
-    assert delete(other) == [other.recording_id]
+    query = select(speech_part.c.id).where(speech_part.c.project_id == other.project_id)
+    part_id = world.do(lambda conn: conn.execute(query).scalar_one())
+    assert delete(other) == [other.recording_id, part_id]
 
     # The rows of a project and of its recordings stay, without a name.
     assert counts(world) == before | {"project": 2, "recording": 2}

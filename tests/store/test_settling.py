@@ -11,10 +11,10 @@ from bitel.domain.attempts import Media, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.pricing import Bill
 from bitel.domain.retry import Finish, Requeue, RetryAt
-from bitel.store import balances, do_not_call, projects
+from bitel.store import balances, call_details, do_not_call, projects
 from bitel.store.schema import FINISHED, ledger_entry
 from bitel.store.settling import Settlement
-from tests.support.factories import answered, settlement
+from tests.support.factories import NORMAL, answered, settlement
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
@@ -360,3 +360,14 @@ def test_a_call_that_a_fault_of_ours_cut_off_is_not_billed(world: World) -> None
     world.settle(lease, done)
     assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (0, Decimal(0))
     assert world.do(lambda conn: balances.entries(conn, world.project_id)) == []
+
+
+@pytest.mark.parametrize("caller_id", [None, "+" + "9" * 32])
+def test_the_caller_id_that_an_attempt_showed_is_kept(world: World, caller_id: str | None) -> None:
+    world.place()
+    lease = world.take_over()
+    [claimed] = world.claim(lease)
+    world.settle(lease, settlement(claimed, NORMAL, caller_id=caller_id))
+    found = world.do(lambda conn: call_details.find(conn, world.project_id, claimed.call_id))
+    assert found
+    assert [each.caller_id for each in found.attempts] == [caller_id]

@@ -37,6 +37,8 @@ class ApiContext:
     """Seconds for rate limits."""
     on_placed: Callable[[str], None] = lambda dialer_id: None
     """Called with a dialer's id after calls for it are committed, to wake its dispatcher."""
+    on_texts_placed: Callable[[], None] = lambda: None
+    """Called after calls with texts of their own are committed, to wake their renderer."""
     metrics: Callable[[], Awaitable[bytes]] | None = None
     """The page of `/metrics`; None if there is none."""
     ready: Callable[[], Awaitable[str]] | None = None

@@ -189,6 +189,8 @@ class Placement:
             if not placed:
                 self._limits.uncount_calls(project, count)
         self._context.on_placed(dialer_id)
+        if personal is not None:
+            self._context.on_texts_placed()
         return answer
 
     async def _replay(self, project: Project, key: IdempotencyKey) -> bytes | None:
@@ -207,18 +209,17 @@ class Placement:
     ) -> Recipients:
         """The recipients of a request, checked. Raises BitelError for the first wrong one."""
         settings = self._context.settings
-        batch = body if isinstance(body, BatchTerms) else None
-        field: Callable[[int], str] = _one_number
+        if not isinstance(body, BatchTerms):
+            return Recipients([body.phone_number], [checker.e164(body.phone_number)])
         numbers: Sequence[str]
         people: Sequence[Recipient]
-        if batch is not None and batch.list_id is not None:
-            people = await self._list(project, batch.list_id)
+        if body.list_id is not None:
+            people = await self._list(project, body.list_id)
             numbers = [each.phone_number for each in people]
-            field = partial(_number_of_list, people)
+            field: Callable[[int], str] = partial(_number_of_list, people)
         else:
             numbers, people = recipients.written(body, settings.batch_limit)
-            if batch is not None:
-                field = _number_of_recipient if people else _number
+            field = _number_of_recipient if people else _number
         return await self._beside(
             len(numbers),
             lambda: recipients.check(
@@ -226,7 +227,7 @@ class Placement:
                 people,
                 checker,
                 field,
-                skip_invalid=batch is not None and bool(batch.skip_invalid),
+                skip_invalid=bool(body.skip_invalid),
             ),
         )
 
@@ -409,10 +410,6 @@ def number_checker(project: Project, settings: Settings, tariff: Tariff) -> Numb
     allowed, forbidden = project.allowed_prefixes, project.forbidden_prefixes
     policy = policy_of(allowed, forbidden, settings.region)
     return NumberChecker(policy, tariff, settings.extra_prefixes)
-
-
-def _one_number(at: int) -> str:
-    return "phoneNumber"
 
 
 def _number(at: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bitel.api.schemas import MOST_REFERENCE, BatchTerms, PlacingBody, RecipientBody
+from bitel.api.schemas import MOST_REFERENCE, BatchTerms, RecipientBody
 from bitel.domain.number_policy import NumberChecker
 from bitel.domain.recipients import Recipient
 from bitel.domain.schedule import check_time_zone
@@ -45,13 +45,11 @@ class Recipients:
     """Those that are left out; None if the request does not allow that."""
 
 
-def written(body: PlacingBody, most: int) -> tuple[Sequence[str], Sequence[Recipient]]:
+def written(body: BatchTerms, most: int) -> tuple[Sequence[str], Sequence[Recipient]]:
     """The numbers of a body, and its recipients, if it gives them; at most `most`.
 
     Raises InvalidRequestError if there are none or too many. A list is read by the caller.
     """
-    if not isinstance(body, BatchTerms):
-        return [body.phone_number], ()
     if body.recipients is not None:
         people = [_recipient(each) for each in body.recipients]
         _check_count("recipients", len(people), most)

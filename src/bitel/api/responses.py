@@ -63,6 +63,25 @@ _SKIPPED: Final[dict[str, Any]] = {
     "message": "phoneNumbers[1] '0912' is not the number of a subscriber",
 }
 _CURSOR: Final = "AZeypMHQfmOl-BwNm-JPFw=="
+_CAMPAIGN: Final[dict[str, Any]] = {
+    "id": _CAMPAIGN_ID,
+    "total": 3,
+    "byStatus": {s.name: {"WAITING": 1, "NORMAL": 2}.get(s.name, 0) for s in CallStatus},
+    "requestDate": 1764640750,
+    "finishedDate": 0,
+    "price": -68.4,
+    "name": "reminders",
+    "reference": "2026-11",
+    "state": "RUNNING",
+    "answered": 2,
+    "keys": {"1": 2},
+    "machines": {"human": 0, "machine": 0},
+    "startAt": None,
+    "endAt": 1764694800,
+    "window": None,
+    "callsPerSecond": 5.0,
+    "maxChannels": None,
+}
 _LISTED_CALL: Final[dict[str, Any]] = {
     **_CALL,
     "campaignId": _CAMPAIGN_ID,
@@ -175,25 +194,7 @@ class ServerAnswer(BaseModel):
 class CampaignAnswer(BaseModel):
     """How the calls of one request stand, all together."""
 
-    model_config = _example(
-        id=_CAMPAIGN_ID,
-        total=3,
-        byStatus={s.name: {"WAITING": 1, "NORMAL": 2}.get(s.name, 0) for s in CallStatus},
-        requestDate=1764640750,
-        finishedDate=0,
-        price=-68.4,
-        name="reminders",
-        reference="2026-11",
-        state="RUNNING",
-        answered=2,
-        keys={"1": 2},
-        machines={"human": 0, "machine": 0},
-        startAt=None,
-        endAt=1764694800,
-        window=None,
-        callsPerSecond=5.0,
-        maxChannels=None,
-    )
+    model_config = _example(**_CAMPAIGN)
 
     id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     total: Annotated[int, Field(description="Calls in all.")]
@@ -318,7 +319,7 @@ class ListedCallPage(BaseModel):
 class CampaignPage(BaseModel):
     """Campaigns of the project, the newest first."""
 
-    model_config = _example(campaigns=[example_of(CampaignAnswer)], nextCursor=_CURSOR)
+    model_config = _example(campaigns=[_CAMPAIGN], nextCursor=_CURSOR)
 
     campaigns: list[CampaignAnswer]
     nextCursor: Annotated[

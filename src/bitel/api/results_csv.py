@@ -20,10 +20,9 @@ from starlette.types import Receive, Scope, Send
 
 from bitel.api.context import ApiContext
 from bitel.api.rate_limits import ConcurrencyQuota
-from bitel.domain.call_json import DateOf, balance_change
+from bitel.domain.call_json import AttemptDetails, CallDetails, DateOf, balance_change
 from bitel.exact_json import number
-from bitel.store import campaign_results
-from bitel.store.campaign_results import AttemptOutcome, CallResult
+from bitel.store import call_details
 
 CALLS_AT_ONCE: Final = 500
 """Calls that are read, rendered and sent in one piece."""
@@ -35,7 +34,7 @@ COLUMNS: Final = (
     "executionDate", "price", "attempts", "keys", "machine", "lastOutcome", "lastSipCode",
     "attemptDetails",
 )  # fmt: skip
-UNDER_WAY: Final = "under way"
+UNDER_WAY: Final = "UNDER_WAY"
 """In place of an outcome, for an attempt that is not over."""
 
 _BYTE_ORDER_MARK: Final = "\N{BYTE ORDER MARK}"
@@ -72,7 +71,7 @@ async def _pieces(context: ApiContext, campaign_id: str) -> AsyncIterator[str]:
     after = ""
     while True:
         found = await context.database.read(
-            lambda conn: campaign_results.page(conn, campaign_id, after, CALLS_AT_ONCE)  # noqa: B023
+            lambda conn: call_details.page_of_campaign(conn, campaign_id, after, CALLS_AT_ONCE)  # noqa: B023
         )
         if found:
             # On a thread, since the event loop also places calls.
@@ -82,7 +81,7 @@ async def _pieces(context: ApiContext, campaign_id: str) -> AsyncIterator[str]:
         after = found[-1].call.id
 
 
-def render(results: Sequence[CallResult], date: DateOf) -> str:
+def render(results: Sequence[CallDetails], date: DateOf) -> str:
     """The lines of these calls."""
     return _lines([_row(each, date) for each in results])
 
@@ -93,7 +92,7 @@ def _lines(rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _row(result: CallResult, date: DateOf) -> list[str]:
+def _row(result: CallDetails, date: DateOf) -> list[str]:
     call, attempts = result.call, result.attempts
     last = attempts[-1] if attempts else None
     machines = [each.machine for each in attempts if each.machine]
@@ -102,7 +101,7 @@ def _row(result: CallResult, date: DateOf) -> list[str]:
         safe_cell(call.phone_number),
         safe_cell(result.reference or ""),
         call.status.name,
-        safe_cell(call.reason),
+        safe_cell(result.reason or ""),
         str(call.bill_seconds),
         iso_date(call.requested_at, date),
         iso_date(call.executed_at, date),
@@ -110,14 +109,14 @@ def _row(result: CallResult, date: DateOf) -> list[str]:
         str(len(attempts)),
         safe_cell("".join(each.keys for each in attempts)),
         machines[-1] if machines else "",
-        "" if last is None else last.outcome or UNDER_WAY,
+        "" if last is None else _outcome(last),
         "" if last is None or last.sip_code is None else str(last.sip_code),
         "; ".join(_attempt(each, date) for each in attempts),
     ]
 
 
-def _attempt(attempt: AttemptOutcome, date: DateOf) -> str:
-    """An attempt in one text, such as `1: busy 486, dialled 2026-11-27T08:00:00Z, ended …`."""
+def _attempt(attempt: AttemptDetails, date: DateOf) -> str:
+    """An attempt in one text, such as `1: BUSY 486, dialled 2026-11-27T08:00:00Z, ended …`."""
     code = "" if attempt.sip_code is None else f" {attempt.sip_code}"
     steps = {
         "dialled": attempt.started_at,
@@ -125,11 +124,15 @@ def _attempt(attempt: AttemptOutcome, date: DateOf) -> str:
         "answered": attempt.answered_at,
         "ended": attempt.ended_at,
     }
-    parts = [f"{attempt.number}: {attempt.outcome or UNDER_WAY}{code}"]
+    parts = [f"{attempt.number}: {_outcome(attempt)}{code}"]
     parts += [f"{name} {iso_date(at, date)}" for name, at in steps.items() if at]
     if attempt.keys:
         parts.append(f"keys {attempt.keys}")
     return ", ".join(parts)
+
+
+def _outcome(attempt: AttemptDetails) -> str:
+    return UNDER_WAY if attempt.outcome is None else attempt.outcome.name
 
 
 def safe_cell(text: str) -> str:

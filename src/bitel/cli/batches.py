@@ -35,9 +35,6 @@ def batch(
         Path,
         Argument(
             metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
             show_default=False,
             help="One number a line, a CSV or an XLSX; - is the standard input.",
         ),
@@ -244,7 +241,12 @@ def _refusal(rows: list[InvalidRow], count: int) -> str:
 
 
 def _read(file: Path) -> bytes:
-    return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    # Typer's own check of a file refuses the dash in some versions.
+    if str(file) == "-":
+        return sys.stdin.buffer.read()
+    if not file.is_file():
+        raise typer.BadParameter(f"there is no file {str(file)!r}", param_hint="FILE")
+    return file.read_bytes()
 
 
 @contextmanager

@@ -134,10 +134,9 @@ def show_invalid(rows: Sequence[InvalidRow], count: int) -> None:
     table = Table("line", "value", "message", box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(str(row["line"]), Text(row["value"]), Text(row["message"]))
-    console = Console(stderr=True)
-    # A log or a pipe has no width of its own: a message is kept in one line.
-    width = console.width if console.is_terminal else 10_000
-    console.print(table, width=width, soft_wrap=not console.is_terminal)
+    # A pipe or a log has no width: there a message stays in one line.
+    width = None if sys.stderr.isatty() else 10_000
+    Console(stderr=True, width=width).print(table)
     if count > len(rows):
         print(f"bitel: and {count - len(rows)} more", file=sys.stderr)
 

@@ -143,9 +143,11 @@ class VoiceStore:
             with _errors_as_unavailable():
                 for at in range(0, len(keys), PUT_AT_ONCE):
                     some = keys[at : at + PUT_AT_ONCE]
-                    await asyncio.gather(
-                        *(obstore.put_async(self._store, key, files[key]) for key in some)
-                    )
+                    puts = (self._put_file(key, files[key]) for key in some)
+                    # None may be under way when the others are removed.
+                    for done in await asyncio.gather(*puts, return_exceptions=True):
+                        if isinstance(done, BaseException):
+                            raise done
                     if not self._remote:
                         stored = [self._folder / key for key in some]
                         await asyncio.gather(*(asyncio.to_thread(sync, path) for path in stored))
@@ -156,6 +158,9 @@ class VoiceStore:
             with suppress(BaseError, OSError):
                 await asyncio.shield(self._discard(keys))
             raise
+
+    async def _put_file(self, key: str, path: Path) -> None:
+        await obstore.put_async(self._store, key, path)  # raises at once where there is no file
 
     async def clip(self, recording_id: str, law: Law, size: int | None = None) -> Path:
         """Return a local file with the recording's raw G.711 bytes in `law`.

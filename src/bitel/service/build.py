@@ -143,7 +143,7 @@ def build_dialer(
         database=database,
         tariff=settings.price_list(),
         clock=clock,
-        ahead=lambda: clock.gap,
+        ahead=functools.partial(getattr, clock, "gap"),
         on_settled=on_settled,
         load=load,
         recording_faults=recording_faults,
@@ -219,11 +219,6 @@ def build_api(
     shutdown: Shutdown,
 ) -> ApiContext:
     """What the HTTP API works with; `workers` are the dialers of this process."""
-    wake_dialer = waker(workers)
-
-    def wake(dialer_id: str) -> None:
-        wake_dialer(dialer_id)
-        renderer.wake()
 
     def notes() -> dict[str, Any]:
         days = resources.settings.retention.calls
@@ -241,7 +236,8 @@ def build_api(
         tokens=TokenSigner.open(resources.settings.data_dir),
         clock=resources.clock,
         date=resources.clock.date,
-        on_placed=wake,
+        on_placed=waker(workers),
+        on_texts_placed=renderer.wake,
         metrics=page,
         ready=Readiness(
             resources.database,

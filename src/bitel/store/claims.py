@@ -6,12 +6,12 @@ crash `recovery.take_over` deals with the attempts that are still open.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, literal, select, update
+from sqlalchemy import Connection, bindparam, exists, func, literal, select, update
 
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
@@ -36,10 +36,14 @@ from bitel.store.schema import (
     CLAIMED,
     attempt,
     call,
+    campaign,
     cancel_request,
+    has_window,
     is_alone,
     is_due,
     is_open,
+    is_unfinished,
+    project,
 )
 from bitel.store.sql_batch import Statement, insert_rows, matches, update_each, values_parameter
 
@@ -116,16 +120,15 @@ def claim(
     if paused.reason:
         return []
     last = after_project.get(Lane.BATCH, "")
-    schedules = campaign_schedules.read(
-        conn, lease.dialer_id, now, ahead, (last, after_campaign.get(last, ""))
-    )
-    closed = schedules.closed_projects()
+    schedules = _schedules(conn, lease.dialer_id, now, ahead, (last, after_campaign.get(last, "")))
+    closed = {} if schedules is None else schedules.closed_projects()
     alone = fair_queue.with_waiting(conn, lease.dialer_id, lanes)
     if closed:
         for lane in sorted(alone):
             if lane is not Lane.OTP:
                 fair_queue.postpone(conn, lease.dialer_id, lane, now, closed)
-    in_campaigns = {Lane.BATCH}.intersection(lanes) if schedules.campaigns else set()
+    has_campaigns = schedules is not None and bool(schedules.campaigns)
+    in_campaigns = {Lane.BATCH}.intersection(lanes) if has_campaigns else set()
     turns: list[_LaneTurn] = [
         (
             lane,
@@ -135,11 +138,11 @@ def claim(
         for lane in sorted(alone | in_campaigns)
     ]
     claimed: list[Claim] = []
-    queue = _Queue(lease.dialer_id, schedules, after_campaign, CampaignBudgets(pace))
+    queue = _Queue(lease.dialer_id, now, schedules, after_campaign, CampaignBudgets(pace))
     for look in range(_LOOKS):
         # Calls that can't be dialled must take neither a place nor their project's turn.
         picked = _pick(conn, queue, turns, room, _LOOK_AT if look else 0, now)
-        rows = _ready(conn, picked, schedules) if picked else []
+        rows = _ready(conn, picked, queue) if picked else []
         taken, parked = _take_shares(conn, lease, rows, room, queue)
         claimed += taken
         otp = sum(one.lane is Lane.OTP for one in taken)
@@ -156,9 +159,39 @@ class _Queue(NamedTuple):
     """The waiting calls of a dialer."""
 
     dialer_id: str
-    schedules: Schedules
+    now: float
+    schedules: Schedules | None
+    """None: it has no campaigns, and no project has a window."""
     after_campaign: Mapping[str, str]
     budgets: CampaignBudgets
+
+    def expires_at(self, row: DueCall) -> float:
+        """The time from which the call is not dialled any more."""
+        return row.expires_at if self.schedules is None else self.schedules.expires_at(row)
+
+    def opens_at(self, row: DueCall) -> float | None:
+        """When the call may be dialled if its callee's clock does not allow it now, else None."""
+        return None if self.schedules is None else self.schedules.opens_at(row)
+
+
+_has_campaigns = exists(
+    select(campaign.c.id).where(campaign.c.dialer_id == bindparam("dialer_id"), is_unfinished)
+)
+_HAS_SCHEDULES: Final = Statement(
+    select((_has_campaigns | exists(select(project.c.id).where(has_window))).label("any"))
+)
+
+
+def _schedules(
+    conn: Connection,
+    dialer_id: str,
+    now: float,
+    ahead: float,
+    after: tuple[str, str] = ("", ""),
+) -> Schedules | None:
+    """The schedules in force; None: there are none, as mostly with single calls only."""
+    (row,) = _HAS_SCHEDULES.rows(conn, {"dialer_id": dialer_id})
+    return campaign_schedules.read(conn, dialer_id, now, ahead, after) if row.any else None
 
 
 def _take_shares(
@@ -177,11 +210,12 @@ def _take_shares(
         waiting = [row for row in some if row.id not in gone]
         if not waiting or most <= 0:
             return
-        now, budgets = queue.schedules.now, queue.budgets
-        free, parked = number_exclusion.park_taken(conn, waiting, now, most, budgets.allow)
+        allow = _anything if queue.schedules is None else queue.budgets.allow
+        free, parked = number_exclusion.park_taken(conn, waiting, queue.now, most, allow)
         if free:
-            budgets.spend(free)
-            claimed.extend(_take(conn, lease, free, queue.schedules))
+            if queue.schedules is not None:
+                queue.budgets.spend(free)
+            claimed.extend(_take(conn, lease, free, queue))
         gone.update(row.id for row in (*free, *parked))
         parked_calls += len(parked)
 
@@ -190,6 +224,10 @@ def _take_shares(
     if all(row.id in gone for row in others):
         take(otp, room.channels - len(claimed))
     return claimed, parked_calls
+
+
+def _anything(row: DueCall, chosen: Sequence[DueCall]) -> bool:
+    return True
 
 
 _LaneTurn = tuple[Lane, str, Set[str]]
@@ -215,7 +253,7 @@ def _pick(
         most = max(room.channels, least) if lane is Lane.OTP else others
         if most > 0:
             of_lane = fair_queue.pick(conn, queue.dialer_id, lane, most, now, after, closed)
-            if lane is Lane.BATCH and len(of_lane) < most:
+            if lane is Lane.BATCH and queue.schedules is not None and len(of_lane) < most:
                 of_lane += campaign_schedules.pick(
                     conn,
                     queue.schedules,
@@ -351,7 +389,9 @@ def expire(
         end_calls(conn, ends, now)
     if len(ends) >= limit:
         return len(ends)
-    schedules = campaign_schedules.read(conn, dialer_id, now, ahead)
+    schedules = _schedules(conn, dialer_id, now, ahead)
+    if schedules is None:
+        return len(ends)
     return len(ends) + campaign_schedules.expire(conn, dialer_id, schedules, limit - len(ends))
 
 
@@ -396,8 +436,8 @@ def next_due(
             _NEXT_DUE_IN_LANE.rows(conn, {"dialer_id": dialer_id, "lane": int(lane)})[0].due_at
             for lane in lanes
         ]
-    if Lane.BATCH in lanes:
-        schedules = campaign_schedules.read(conn, dialer_id, now, ahead)
+    schedules = _schedules(conn, dialer_id, now, ahead) if Lane.BATCH in lanes else None
+    if schedules is not None:
         due.append(campaign_schedules.next_due(schedules))
     return NextDue(min((at for at in due if at is not None), default=None), row.expires_at)
 
@@ -405,7 +445,7 @@ def next_due(
 _WAIT: Final = update_each("late", call.c.id, call.c.due_at, where=[is_due])
 
 
-def _ready(conn: Connection, picked: list[DueCall], schedules: Schedules) -> list[DueCall]:
+def _ready(conn: Connection, picked: list[DueCall], queue: _Queue) -> list[DueCall]:
     """The calls that may be dialled now; ends those that must not be dialled any more.
 
     Calls whose callee's clock does not allow it, and whose text is not rendered, wait.
@@ -416,20 +456,20 @@ def _ready(conn: Connection, picked: list[DueCall], schedules: Schedules) -> lis
     late: list[tuple[str, float]] = []
     ready: list[DueCall] = []
     for row in picked:
-        if schedules.expires_at(row) <= schedules.now:
+        if queue.expires_at(row) <= queue.now:
             ends.append(CallEnd(row.id, CallStatus.EXPIRED))
         elif row.unwanted:
             ends.append(CallEnd(row.id, CallStatus.ERROR, reason=do_not_call.REASON))
         elif row.id in superseded:
             ends.append(CallEnd(row.id, CallStatus.CANCELED, reason=one_time_passwords.REASON))
-        elif (opening := schedules.opens_at(row)) is not None:
+        elif (opening := queue.opens_at(row)) is not None:
             late.append((row.id, opening))
-        elif row.parts is not None and not row.parts:
-            late.append((row.id, schedules.now + _UNRENDERED_WAIT))
+        elif row.parts == "":
+            late.append((row.id, queue.now + _UNRENDERED_WAIT))
         else:
             ready.append(row)
     if ends:
-        end_calls(conn, ends, schedules.now)
+        end_calls(conn, ends, queue.now)
     if late:
         _WAIT.run(conn, {"late": late})
     return ready
@@ -453,10 +493,10 @@ _BEGIN_ATTEMPTS: Final = insert_rows(
 )
 
 
-def _take(conn: Connection, lease: Lease, rows: list[DueCall], schedules: Schedules) -> list[Claim]:
-    now = schedules.now
+def _take(conn: Connection, lease: Lease, rows: list[DueCall], queue: _Queue) -> list[Claim]:
+    now = queue.now
     ids = new_ids(now, len(rows))
-    claims = [_claim(attempt_id, row, schedules) for attempt_id, row in zip(ids, rows, strict=True)]
+    claims = [_claim(attempt_id, row, queue) for attempt_id, row in zip(ids, rows, strict=True)]
     taken = [
         (made.attempt_id, row.id, row.attempts + 1) for row, made in zip(rows, claims, strict=True)
     ]
@@ -468,11 +508,11 @@ def _take(conn: Connection, lease: Lease, rows: list[DueCall], schedules: Schedu
     return claims
 
 
-def _claim(attempt_id: str, row: DueCall, schedules: Schedules) -> Claim:
+def _claim(attempt_id: str, row: DueCall, queue: _Queue) -> Claim:
     rule = RetryRule(
         row.retries_left,
         row.retry_interval,
-        schedules.expires_at(row),
+        queue.expires_at(row),
         row.trouble,
         row.uncertain,
         waits=None if row.retry_waits is None else RetryWaits.parse(row.retry_waits),
@@ -483,7 +523,7 @@ def _claim(attempt_id: str, row: DueCall, schedules: Schedules) -> Claim:
         project_id=row.project_id,
         e164=row.e164,
         recording_id=row.recording_id,
-        started_at=schedules.now,
+        started_at=queue.now,
         rule=rule,
         lane=Lane(row.lane),
         digits=row.digits or "",
@@ -492,5 +532,5 @@ def _claim(attempt_id: str, row: DueCall, schedules: Schedules) -> Claim:
         longest_seconds=row.longest_seconds,
         campaign_id=row.campaign_id,
         caller_id=row.caller_id or "",
-        parts=tuple(row.parts or ()),
+        parts=tuple(row.parts.split(",")) if row.parts else (),
     )

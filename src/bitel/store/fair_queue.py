@@ -61,8 +61,8 @@ class DueCall(DueRow, Protocol):
     trouble: int
     uncertain: int
     attempts: int
-    parts: tuple[str, ...] | None
-    """Recordings that are played; empty: they are not rendered yet. None: it has none."""
+    parts: str | None
+    """Ids of what is played, with commas; empty: it is not rendered yet. None: it has none."""
     caller_id: str | None
     unwanted: bool
     """Its number is on the do-not-call list."""
@@ -371,9 +371,11 @@ _CALL_COLUMNS: Final = (
     *call.c[
         "id", "project_id", "campaign_id", "lane", "e164", "time_zone", "recording_id", "digits",
         "repeat_count", "language", "longest_seconds", "retries_left", "retry_interval",
-        "retry_waits", "expires_at", "trouble", "uncertain", "attempts", "due_at", "parts",
+        "retry_waits", "expires_at", "trouble", "uncertain", "attempts", "due_at",
         "caller_id",
     ],
+    # As text, since most calls have none.
+    sa.type_coerce(call.c.parts, sa.Text).label("parts"),
     sa.select(sa.literal_column("1"))
     .where(do_not_call.c.project_id == call.c.project_id, do_not_call.c.e164 == call.c.e164)
     .scalar_subquery()

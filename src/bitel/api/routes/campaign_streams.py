@@ -34,10 +34,10 @@ data: {"id":"0197b2a4c1d07e63a5f81c0d9be24f16","total":3,"byStatus":{"WAITING":0
 """
 _RESULTS_EXAMPLE: Final = (
     ",".join(COLUMNS)
-    + "\r\n0197b2a4c1d07e63a5f81c0d9be24f17,09121234567,order-4711,NORMAL,,12,2025-12-02T02:32:30Z,"
-    "2025-12-02T02:33:31Z,-34.2,2,1,,answered,200,"
-    '"1: busy 486, dialled 2025-12-02T02:32:30Z, ended 2025-12-02T02:32:31Z; '
-    "2: answered 200, dialled 2025-12-02T02:33:31Z, rang 2025-12-02T02:33:32Z, "
+    + "\r\n0197b2a4c1d07e63a5f81c0d9be24f17,09121234567,order-4711,NORMAL,answered,12,"
+    "2025-12-02T02:32:30Z,2025-12-02T02:33:31Z,-34.2,2,1,,ANSWERED,200,"
+    '"1: BUSY 486, dialled 2025-12-02T02:32:30Z, ended 2025-12-02T02:32:31Z; '
+    "2: ANSWERED 200, dialled 2025-12-02T02:33:31Z, rang 2025-12-02T02:33:32Z, "
     'answered 2025-12-02T02:33:35Z, ended 2025-12-02T02:33:47Z, keys 1"\r\n'
 )
 _EVENTS_PARAMETERS: Final[list[dict[str, Any]]] = [

@@ -19,13 +19,13 @@ from bitel.api.dependencies import (
     write_cursor,
 )
 from bitel.api.filters import (
+    DateRange,
     Since,
     Until,
     read_id,
     read_names,
     read_number,
     read_reference,
-    span_of,
 )
 from bitel.api.openapi import described
 from bitel.api.responses import (
@@ -76,12 +76,13 @@ async def calls(
         reference=read_reference(reference),
         campaign_id=read_id(campaignId, "campaignId"),
     )
-    span = span_of(since, until, read_cursor(cursor), context.date, context.clock())
+    dates = DateRange(since, until)
+    span = dates.span(read_cursor(cursor), context.date, context.clock())
     page = await context.database.read(
         lambda conn: call_lists.find_calls(conn, project.id, wanted, span, limit)
     )
-    listed = [listed_call_answer(each, context.date) for each in page.entries]
-    return _page("calls", listed, page)
+    listed = (listed_call_answer(each, context.date) for each in page.entries)
+    return _page("calls", [each for each in listed if each["requestDate"] in dates], page)
 
 
 @router.get(
