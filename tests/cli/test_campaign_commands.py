@@ -284,3 +284,14 @@ def test_numbers_are_not_called_without_a_project_by_the_api(
     assert shell.run("dnc", "remove", "09121234567")[0] == 1
     assert shell.run("dnc", "list")[1] == "+989350000001\n"
     assert shell.run("dnc", "add", "a", "b", "c")[0] == 2
+
+
+def test_a_text_holds_columns_of_the_file(run: Run, live: Stage, tmp_path: Path) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text("phone,name\n09121234567,Sara\n09350000001,Nima\n")
+    placed = run("batch", str(file), "--text", "Hello {name}", "--language", "en")
+    assert placed["total"] == 2
+    assert [json.loads(row.variables) for row in live.rows()] == [
+        {"name": "Sara"}, {"name": "Nima"},
+    ]  # fmt: skip
+    assert run("list", "show") == []
