@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
+import pty
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -295,3 +299,28 @@ def test_a_text_holds_columns_of_the_file(run: Run, live: Stage, tmp_path: Path)
         {"name": "Sara"}, {"name": "Nima"},
     ]  # fmt: skip
     assert run("list", "show") == []
+
+
+def test_progress_is_shown_on_a_terminal(
+    run: Run, live: Stage, numbers: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    id_ = run("batch", numbers, "--voice", live.recording_id)["id"]
+    live.answer(*live.take())
+    for action, expected in (("watch", "answered"), ("results", "bytes")):
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "bitel.cli", "campaign", action, id_]
+        with open(ours, "rb", buffering=0) as screen:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, text=True
+            )
+            os.close(theirs)
+            shown = b""
+            with contextlib.suppress(OSError):  # EIO: the other end is closed
+                while piece := screen.read(4096):
+                    shown += piece
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, shown
+        assert id_ in out
+        assert expected in shown.decode(), action
