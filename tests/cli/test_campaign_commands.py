@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
+import pty
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -284,3 +288,39 @@ def test_numbers_are_not_called_without_a_project_by_the_api(
     assert shell.run("dnc", "remove", "09121234567")[0] == 1
     assert shell.run("dnc", "list")[1] == "+989350000001\n"
     assert shell.run("dnc", "add", "a", "b", "c")[0] == 2
+
+
+def test_a_text_holds_columns_of_the_file(run: Run, live: Stage, tmp_path: Path) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text("phone,name\n09121234567,Sara\n09350000001,Nima\n")
+    placed = run("batch", str(file), "--text", "Hello {name}", "--language", "en")
+    assert placed["total"] == 2
+    assert [json.loads(row.variables) for row in live.rows()] == [
+        {"name": "Sara"}, {"name": "Nima"},
+    ]  # fmt: skip
+    assert run("list", "show") == []
+
+
+def test_progress_is_shown_on_a_terminal(
+    run: Run, live: Stage, numbers: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    id_ = run("batch", numbers, "--voice", live.recording_id)["id"]
+    live.answer(*live.take())
+    for action, expected in (("watch", "answered"), ("results", "bytes")):
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "bitel.cli", "campaign", action, id_]
+        with open(ours, "rb", buffering=0) as screen:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, text=True
+            )
+            os.close(theirs)
+            shown = b""
+            with contextlib.suppress(OSError):  # EIO: the other end is closed
+                while piece := screen.read(4096):
+                    shown += piece
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, shown
+        assert id_ in out
+        assert expected in shown.decode(), action

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert
 from bitel.domain.ids import new_id
 from bitel.store import projects, webhooks
 from bitel.store.database import Database
-from bitel.store.schema import PENDING, call, webhook_event
+from bitel.store.schema import DELIVERED, PENDING, call, webhook_event
 from bitel.store.webhooks import DeliveryAttempt
 from bitel.webhooks.signing import headers as signed
 from bitel.webhooks.signing import verify
@@ -143,10 +143,57 @@ def test_the_secret_is_printed_alone_and_can_be_made_anew(shop: Shop) -> None:
 
 
 def test_a_project_without_a_webhook_has_no_secret(shop: Shop) -> None:
-    for extra in ([], ["--rotate"]):
-        status, out, err = shop.run("webhook", "secret", "shop", *extra)
-        assert (status, out) == (1, "")
-        assert "--webhook URL" in err
+    status, out, err = shop.run("webhook", "secret", "shop")
+    assert (status, out) == (1, "")
+    assert "--webhook URL" in err
+    assert "--rotate" in err
+    # Webhooks that requests name are signed with it too.
+    made = shop.out("webhook", "secret", "shop", "--rotate").strip()
+    assert shop.project().webhook_secret == made
+    assert shop.out("webhook", "secret", "shop").strip() == made
+
+
+def test_the_types_of_a_projects_events(shop: Shop) -> None:
+    types = "call.completed, call.answered"
+    shop.out("project", "set", "shop", "--webhook-events", types)
+    assert shop.project().webhook_events == ("call.answered", "call.completed")
+    (row,) = json.loads(shop.out("project", "list", "--json"))
+    assert row["webhookEvents"] == ["call.answered", "call.completed"]
+    status, _, err = shop.run("project", "set", "shop", "--webhook-events", "call.ended")
+    assert status == 1
+    assert "call.ended" in err
+    assert "campaign.finished" in err
+    shop.out("project", "set", "shop", "--webhook-events", "none")
+    assert shop.project().webhook_events is None
+
+
+def test_events_with_a_type_are_shown_and_sent_again_by_their_call(shop: Shop) -> None:
+    end_id, call_id = shop.event(DeliveryAttempt("", 0.0, 0.1, delivered=True, status_code=204))
+    now = time.time()
+    typed = {"id": new_id(now), "project_id": shop.project_id, "call_id": call_id,
+             "type": "call.answered", "body": "{}", "created_at": now, "due_at": None,
+             "tries": 1, "state": DELIVERED}  # fmt: skip
+    of_campaign = {**typed, "id": new_id(now), "call_id": None, "campaign_id": "c" * 32,
+                   "type": "campaign.finished"}  # fmt: skip
+    for row in (typed, of_campaign):
+        shop.do(lambda conn, row=row: conn.execute(insert(webhook_event).values(row)))
+
+    lines = set(shop.out("webhook", "deliveries").splitlines())
+    assert {
+        f"{end_id}  call {call_id}  delivered",
+        f"{typed['id']}  call {call_id}  delivered  call.answered",
+        f"{of_campaign['id']}  campaign {'c' * 32}  delivered  campaign.finished",
+    } <= lines
+    shop.out("webhook", "redeliver", call_id)
+    rows = json.loads(shop.out("webhook", "deliveries", "--json"))
+    assert {row["id"]: (row["type"], row["state"]) for row in rows} == {
+        end_id: (None, "pending"),
+        typed["id"]: ("call.answered", "pending"),
+        of_campaign["id"]: ("campaign.finished", "delivered"),
+    }
+    shop.out("webhook", "redeliver", "c" * 32)
+    rows = json.loads(shop.out("webhook", "deliveries", "--json"))
+    assert {row["state"] for row in rows} == {"pending"}
 
 
 def test_what_was_tried_is_shown_and_no_number_nor_secret(shop: Shop) -> None:

@@ -42,7 +42,9 @@ class Store:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(claims, "mark_answered", lambda conn, lease, answered_at: set(answered_at))
+    monkeypatch.setattr(
+        claims, "mark_answered", lambda conn, lease, answered_at, reported: set(answered_at)
+    )
     monkeypatch.setattr(
         settling, "settle", lambda conn, lease, ends, now: {one.attempt_id for one in ends}
     )
@@ -89,7 +91,9 @@ async def test_who_was_hung_up_on_is_not_written_down_as_having_heard_us(
 async def test_an_answer_that_is_refused_is_not_played_and_hurts_no_other(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answered(conn: object, lease: object, answered_at: dict[str, float]) -> set[str]:
+    def answered(
+        conn: object, lease: object, answered_at: dict[str, float], reported: object
+    ) -> set[str]:
         if "bad" in answered_at:
             raise ValueError("no time")
         return set(answered_at)
@@ -109,7 +113,7 @@ async def test_ringing_is_written_a_little_later_together_with_what_else_there_i
     monkeypatch.setattr(attempt_writer, "RINGING_DELAY", 0.02)
     ringing: list[dict[str, float]] = []
     monkeypatch.setattr(
-        claims, "mark_ringing", lambda conn, lease, rang_at: ringing.append(rang_at)
+        claims, "mark_ringing", lambda conn, lease, rang_at, reported: ringing.append(rang_at)
     )
     store.reached.set()
     made = recording(store)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, update
 
 from bitel.domain.calls import CallStatus
+from bitel.domain.campaign_json import CampaignPhase
 from bitel.domain.ids import first_id_at, new_id, new_ids
 from bitel.store import call_lists, campaigns
 from bitel.store.call_lists import AFTER_LAST_ID, CallFilter, Page, Span
-from bitel.store.campaigns import Campaign, CampaignPhase
+from bitel.store.campaigns import Campaign
 from bitel.store.schema import call, campaign
 from tests.support.store_world import World
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from bitel.domain.attempts import Media, Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCalls
+from bitel.domain.campaign_json import CampaignPhase, CampaignState
 from bitel.domain.ids import new_id, new_ids
 from bitel.domain.pricing import Bill
 from bitel.domain.recipients import Recipient
 from bitel.domain.retry import Finish, RetryAt, RetryWaits
 from bitel.errors import ConflictError, NotFoundError
 from bitel.store import campaign_schedules, campaigns, claims, placing, recovery
-from bitel.store.campaigns import Campaign, CampaignPhase, CampaignState
+from bitel.store.campaigns import Campaign
 from tests.support import call_rows
 from tests.support.factories import NORMAL, settlement
 

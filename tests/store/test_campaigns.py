@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
+from bitel.domain.campaign_json import CampaignState
 from bitel.domain.ids import new_id, new_ids
 from bitel.domain.pricing import Bill
 from bitel.domain.retry import Finish
 from bitel.store import campaigns, claims
-from bitel.store.campaigns import Campaign, CampaignState
+from bitel.store.campaigns import Campaign
 from bitel.store.settling import Settlement
 from tests.support import call_rows
 

@@ -37,9 +37,10 @@ from bitel.domain.calls import CallStatus, Lane, NewCall
 from bitel.domain.ids import new_id
 from bitel.domain.pricing import NOTHING, Bill
 from bitel.domain.retry import Requeue, RetryDecision, decide
+from bitel.domain.webhooks import CALL_ANSWERED, CALL_COMPLETED, CALL_INITIATED, EVENT_TYPES
 from bitel.errors import InsufficientBalanceError
-from bitel.store import calls as call_rows
 from bitel.store import (
+    call_events,
     claims,
     do_not_call,
     engines,
@@ -48,12 +49,14 @@ from bitel.store import (
     recovery,
     settling,
 )
+from bitel.store import calls as call_rows
 from bitel.store.claims import Claim
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import (
     attempt,
     call,
     cancel_request,
+    ends_call,
     is_in_flight,
     is_open,
     ledger_entry,
@@ -149,8 +152,15 @@ class History(RuleBasedStateMachine):
             self.do(partial(recordings.add, new=new))
             self.recordings[owner] = new.id
         self.do(lambda conn: projects.set_balance(conn, self.limited, Decimal(50), self.now))
-        self.do(lambda conn: projects.change(conn, self.limited, webhook_url="u",
-                                             webhook_secret="s"))  # fmt: skip
+        self.do(
+            lambda conn: projects.change(
+                conn,
+                self.limited,
+                webhook_url="u",
+                webhook_secret="s",
+                webhook_events=EVENT_TYPES,
+            )
+        )
         self.take_over()
         for limited in (True, False):
             self.place(limited, Lane.SINGLE, 2, 30, 2000, NUMBERS * 3, Decimal(2))
@@ -280,7 +290,8 @@ class History(RuleBasedStateMachine):
         self.now += after
         before = self.dump()
         answered = {one.claim.attempt_id: self.now}
-        done = self.do(lambda conn: claims.mark_answered(conn, one.lease, answered))
+        reported = answered if CALL_ANSWERED in one.claim.events else ()
+        done = self.do(lambda conn: claims.mark_answered(conn, one.lease, answered, reported))
         if done:
             assert one.lease is self.leases[-1]
             self.heard.add(one.claim.call_id)
@@ -399,8 +410,31 @@ class History(RuleBasedStateMachine):
     @invariant()
     def there_is_one_event_for_each_call_that_is_over(self) -> None:
         over = [one for one in self.final if one in self.reserve]
-        events = self.rows(select(webhook_event.c.call_id))
+        events = self.rows(select(webhook_event.c.call_id).where(ends_call))
         assert sorted(row.call_id for row in events) == sorted(over)
+
+    @invariant()
+    def each_event_of_an_attempt_is_there_once_and_shows_it_as_it_was(self) -> None:
+        begun: Counter[tuple[str, int, str]] = Counter()
+        for row in self.rows(select(webhook_event).where(~ends_call)):
+            call_id, attempts = row.call_id, call_events.from_snapshot(row.body).attempts
+            begun[call_id, len(attempts), row.type] += 1
+            assert call_id in self.reserve, "the other project asks for no events"
+            last = attempts[-1]
+            assert (row.type == CALL_COMPLETED) == (last.ended_at is not None)
+            assert row.type != CALL_INITIATED or last.answered_at is None
+            assert row.type != CALL_ANSWERED or last.answered_at is not None
+        expected: Counter[tuple[str, int, str]] = Counter()
+        for row in self.rows(select(attempt).where(attempt.c.call_id.in_(self.reserve))):
+            facts = {
+                CALL_INITIATED: row.started_at,
+                CALL_ANSWERED: row.answered_at,
+                CALL_COMPLETED: row.ended_at,
+            }
+            expected.update(
+                (row.call_id, row.number, type_) for type_, at in facts.items() if at is not None
+            )
+        assert begun == expected
 
     @invariant()
     def what_was_called_off_is_not_due_again(self) -> None:

@@ -14,10 +14,11 @@ from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
 from bitel.domain.pricing import Bill
 from bitel.domain.retry import Finish, RetryAt
-from bitel.store import claims, endings, monitoring, webhooks
+from bitel.store import campaigns, claims, endings, monitoring, webhooks
+from bitel.store.campaigns import Campaign
 from bitel.store.schema import webhook_event, webhook_try
 from bitel.store.settling import Settlement
-from bitel.store.webhooks import Delivery, DeliveryAttempt, Event
+from bitel.store.webhooks import CallOver, Delivery, DeliveryAttempt, Event
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
@@ -47,6 +48,20 @@ def claim(world: World, limit_per_project: int = 9, limit: int = 99, **more: Any
     )  # fmt: skip
 
 
+def over(one: Delivery) -> CallOver:
+    """The content of the event at the end of a call."""
+    assert isinstance(one.content, CallOver)
+    return one.content
+
+
+def campaign_of(world: World, total: int = 1, **more: Any) -> str:
+    """A campaign of so many calls, which are to be placed."""
+    now = world.clock()
+    new = Campaign(new_id(now), world.project_id, "main", world.recording_id, now, total, **more)
+    world.do(lambda conn: campaigns.add(conn, new))
+    return new.id
+
+
 def record(
     world: World, one: Delivery, status: int | None = 500, next_due: float | None = None
 ) -> None:
@@ -66,7 +81,8 @@ def history(world: World, **more: Any) -> list[Event]:
 
 def test_an_event_tells_of_a_call_that_is_over(told: World) -> None:
     requested_at = told.clock()
-    call_id = told.place(campaign_id="c" * 32, phone_number="0912 1")
+    campaign_id = campaign_of(told)
+    call_id = told.place(campaign_id=campaign_id, phone_number="0912 1")
     lease = told.take_over()
     (claimed,) = told.claim(lease)
     assert claim(told) == []
@@ -84,13 +100,16 @@ def test_an_event_tells_of_a_call_that_is_over(told: World) -> None:
         url=URL,
         secret="whsec_x",
         tries=1,
+        created_at=event.created_at,
         call_id=call_id,
-        campaign_id="c" * 32,
-        status=CallStatus.NORMAL,
-        bill_seconds=7,
-        phone_number="0912 1",
-        requested_at=requested_at,
-        price=Decimal("1.5"),
+        content=CallOver(
+            campaign_id=campaign_id,
+            status=CallStatus.NORMAL,
+            bill_seconds=7,
+            phone_number="0912 1",
+            requested_at=requested_at,
+            price=Decimal("1.5"),
+        ),
     )
 
 
@@ -115,7 +134,7 @@ def test_there_is_one_event_a_call_however_it_ends_and_none_before(told: World) 
     told.settle(lease, ended, ended)
     told.settle(lease, ended)
     assert told.count(webhook_event) == 4
-    assert Counter(one.status for one in claim(told)) == {
+    assert Counter(over(one).status for one in claim(told)) == {
         CallStatus.EXPIRED: 1,
         CallStatus.CANCELED: 1,
         CallStatus.UNKNOWN: 1,

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import URL, Connection, Executable, event, text
 
 from bitel.domain.calls import CallStatus
+from bitel.domain.campaign_json import CampaignPhase
 from bitel.domain.ids import new_id
 from bitel.store import (
     balances,
@@ -40,7 +41,7 @@ from bitel.store import (
     webhooks,
 )
 from bitel.store.call_lists import CallFilter, Span
-from bitel.store.campaigns import Campaign, CampaignPhase
+from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
 from bitel.store.schema import metadata
 from bitel.store.sql_batch import Statement

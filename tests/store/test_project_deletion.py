@@ -10,11 +10,13 @@ from sqlalchemy import select
 
 from bitel.domain.ids import new_id
 from bitel.domain.recipients import Recipient, pack
+from bitel.domain.webhooks import request_webhook
 from bitel.errors import ConflictError
 from bitel.store import (
     campaigns,
     claims,
     do_not_call,
+    event_rows,
     idempotency,
     project_deletion,
     projects,
@@ -50,6 +52,8 @@ def fill(world: World) -> None:
     for delivery in world.do(lambda conn: webhooks.claim_due(conn, now, 9, 99)):
         tried = DeliveryAttempt(delivery.event_id, now, 0.5, False, 500, "", now + 60)
         world.do(partial(webhooks.record, tried=[tried]))
+    named = request_webhook(project_id, "https://example.net/other", [])
+    world.do(lambda conn: event_rows.name_webhooks(conn, [named]))
     world.do(lambda conn: tokens.add(conn, new_id(now), project_id, now, None))
     world.do(lambda conn: do_not_call.add(conn, project_id, "+989121234567"))
     world.do(lambda conn: idempotency.first_answer(conn, project_id, "key", "body", now))

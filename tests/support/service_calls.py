@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 from typer.testing import CliRunner
 
 from bitel.cli import main
@@ -56,6 +57,16 @@ def upload(stage: Stage, client: Client, seconds: float) -> str:
     sample = stage.folder / "sample.wav"
     write_sample(sample, seconds)
     return client.upload(sample)["id"]
+
+
+def upload_to(folder: Path, http: httpx.Client, seconds: float = 1.0) -> str:
+    """Upload a sample of that length with a client of the API; the recording's id."""
+    sample = folder / "sample.wav"
+    write_sample(sample, seconds)
+    with sample.open("rb") as file:
+        done = http.post("/api/v2/files/voice", files={"file": file})
+    assert done.status_code == 200, done.text
+    return str(done.json()["result"]["id"])
 
 
 def token(stage: Stage) -> str:

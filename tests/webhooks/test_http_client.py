@@ -20,7 +20,7 @@ import uvloop
 from bitel.ip_addresses import IPAddress
 from bitel.webhooks import http_client
 from bitel.webhooks.http_client import DeliveryResponse, HttpClient, TimeLimits
-from bitel.webhooks.url_policy import Resolver
+from bitel.webhooks.resolver import Resolver
 from tests.support.http_server import (
     Answerer,
     Received,

@@ -10,16 +10,10 @@ import pytest
 
 from bitel.api.webhook_document import CallEndEvent
 from bitel.domain.calls import CallStatus
-from bitel.store.webhooks import Delivery
+from bitel.store.webhooks import CallOver, Delivery
 from bitel.webhooks import payload
 
-DELIVERY = Delivery(
-    event_id="e",
-    project_id="p",
-    url="https://example.com/",
-    secret="s",
-    tries=1,
-    call_id="0197b2a4c1d07e63a5f81c0d9be24f17",
+OVER = CallOver(
     campaign_id="0197b2a4c1d07e63a5f81c0d9be24f18",
     status=CallStatus.NORMAL,
     bill_seconds=12,
@@ -27,10 +21,20 @@ DELIVERY = Delivery(
     requested_at=1.0,
     price=Decimal("34.2000"),
 )
+DELIVERY = Delivery(
+    event_id="e",
+    project_id="p",
+    url="https://example.com/",
+    secret="s",
+    tries=1,
+    created_at=2.0,
+    call_id="0197b2a4c1d07e63a5f81c0d9be24f17",
+    content=OVER,
+)
 
 
 def test_an_event_has_the_keys_of_the_contract_in_order() -> None:
-    body = payload.body(DELIVERY, requested_at=1564640750.9)
+    body = payload.body(DELIVERY, lambda at: at + 1564640749.9)
     assert list(json.loads(body).items()) == [
         ("requestId", "0197b2a4c1d07e63a5f81c0d9be24f17"),
         ("campaignId", "0197b2a4c1d07e63a5f81c0d9be24f18"),
@@ -45,8 +49,8 @@ def test_an_event_has_the_keys_of_the_contract_in_order() -> None:
 
 @pytest.mark.parametrize("status", [one for one in CallStatus if one.final])
 def test_a_single_call_that_cost_nothing(status: CallStatus) -> None:
-    free = replace(DELIVERY, campaign_id=None, status=status, bill_seconds=0, price=Decimal(0))
-    body = payload.body(free, requested_at=1.0)
+    free = OVER._replace(campaign_id=None, status=status, bill_seconds=0, price=Decimal(0))
+    body = payload.body(replace(DELIVERY, content=free), float)
     event = json.loads(body)
     assert (event["campaignId"], event["cause"]) == (None, status.name)
     assert (event["balanceSubtracted"], event["billSec"]) == (0.0, 0)

@@ -26,12 +26,11 @@ from starlette.types import Receive, Scope, Send
 from bitel.api.auth import Authenticator
 from bitel.api.context import ApiContext
 from bitel.api.rate_limits import RETRY_AFTER
-from bitel.api.responses import campaign_answer
 from bitel.api.server import END_STREAM
+from bitel.domain.campaign_json import CampaignState, campaign_answer
 from bitel.errors import TooManyRequestsError, UnauthorizedError, UnavailableError
 from bitel.exact_json import dumps as as_json
 from bitel.store import campaigns
-from bitel.store.campaigns import CampaignState
 
 POLL_SECONDS: Final = 1.0
 """Seconds between two looks at the campaigns that have listeners."""

@@ -44,6 +44,7 @@ from bitel.domain.pricing import Tariff, longest_call
 from bitel.domain.recipients import Recipient
 from bitel.domain.retry import RetryWaits
 from bitel.domain.schedule import Schedule, zones_of
+from bitel.domain.webhooks import RequestWebhook, check_events, check_url, request_webhook
 from bitel.errors import (
     BitelError,
     InvalidRequestError,
@@ -52,7 +53,7 @@ from bitel.errors import (
     UnavailableError,
 )
 from bitel.settings import DialerSettings, Settings
-from bitel.store import campaigns, idempotency, placing, recipient_lists, recordings
+from bitel.store import campaigns, event_rows, idempotency, placing, recipient_lists, recordings
 from bitel.store.campaigns import Campaign
 from bitel.store.projects import Project
 
@@ -110,6 +111,8 @@ class _Request:
     prepared: Sequence[str]
     """Rows of a campaign, prepared for the store; else empty."""
     placed: Placed
+    webhook: RequestWebhook | None = None
+    """The webhook that it names."""
 
     def answer(self, barred: Collection[str]) -> StoredAnswer:
         if not barred:
@@ -144,7 +147,10 @@ class Placement:
         dialer_id = choose_dialer(settings, project, body.server_id)
         personal, found = await self._personal_texts(body, found)
         playback = _NO_AUDIO if personal else await self._playback(project, body)
+        webhook = _webhook(self._context.settings, project, body)
         terms = self._terms(project, body, dialer_id, playback)
+        if webhook is not None:
+            terms = replace(terms, webhook_id=webhook.id)
         count = len(found.e164)
 
         def build() -> _Request:
@@ -178,7 +184,7 @@ class Placement:
                 skipped=found.skipped,
             )  # fmt: skip
             prepared = placing.prepare(calls) if campaign else ()
-            return _Request(calls, campaign, key, render, render(placed), prepared, placed)
+            return _Request(calls, campaign, key, render, render(placed), prepared, placed, webhook)
 
         self._limits.count_calls(project, count)
         placed = False
@@ -362,8 +368,9 @@ class Placement:
     ) -> Sequence[StoredAnswer | BitelError]:
         per_number = self._context.settings.otp.per_number
         calls = [[each.calls.template] for each in requests]
+        webhooks = [each.webhook for each in requests if each.webhook is not None]
         results = await self._context.database.write(
-            lambda conn: placing.place_each(conn, calls, per_number)
+            lambda conn: placing.place_each(conn, calls, per_number, webhooks)
         )
         return [
             barred if isinstance(barred, BitelError) else request.answer(barred)
@@ -445,6 +452,24 @@ def caller_ids_of(dialer: DialerSettings) -> set[str]:
     return {each for each in (*pool, *dialer.caller_ids.values()) if each}
 
 
+def _webhook(settings: Settings, project: Project, body: PlacingBody) -> RequestWebhook | None:
+    """The webhook that a request names. Raises InvalidRequestError."""
+    if not isinstance(body, RequestTerms) or body.webhook is None:
+        return None
+    events = check_events(body.webhook.events or (), "webhook.events")
+    try:
+        check_url(body.webhook.url, allow_private=settings.webhook_allow_private)
+    except InvalidRequestError as fault:
+        message = str(fault).replace("the webhook URL", "webhook.url")
+        raise InvalidRequestError(message) from None
+    if project.webhook_secret is None:
+        raise InvalidRequestError(
+            "webhook needs a secret of the project, with which its events are signed; "
+            "`bitel webhook secret PROJECT --rotate` makes one"
+        )
+    return request_webhook(project.id, body.webhook.url, events)
+
+
 def _check_caller_id(settings: Settings, dialer_id: str, caller_id: str | None) -> None:
     if caller_id is None:
         return
@@ -507,6 +532,8 @@ def _place_one(conn: Connection, request: _Request, otp_per_number: int) -> Stor
         )
         if first is not None:
             return StoredAnswer(first, replayed=True)
+    if request.webhook is not None:
+        event_rows.name_webhooks(conn, [request.webhook])
     if request.campaign is not None:
         campaigns.add(conn, request.campaign)
     barred = placing.place_many(conn, request.calls, request.prepared, otp_per_number)

@@ -181,8 +181,8 @@ _SENTENCES: Final = {
     "bool_type": "{field} must be true or false",
     "dict_type": "{field} must be a JSON object",
     "list_type": "{field} must be a list",
-    "model_type": "the body must be a JSON object",
-    "model_attributes_type": "the body must be a JSON object",
+    "model_type": "{field} must be a JSON object",
+    "model_attributes_type": "{field} must be a JSON object",
     "json_invalid": "the body is not JSON: {error}",
 }
 _BRANCHES: Final = frozenset({"list[str]", "str", "int", "float"})

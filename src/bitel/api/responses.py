@@ -10,14 +10,14 @@ from starlette.responses import Response
 
 from bitel.api.placement import StoredAnswer
 from bitel.domain.attempts import Outcome
-from bitel.domain.call_json import DateOf, balance_change, call_answer
+from bitel.domain.call_json import DateOf, call_answer
 from bitel.domain.calls import CallStatus
+from bitel.domain.campaign_json import CampaignPhase
 from bitel.errors import BitelError, TooManyRequestsError, UnauthorizedError
 from bitel.exact_json import dumps as as_json
 from bitel.recipient_lists.reading import Summary
 from bitel.store.call_lists import ListedCall
 from bitel.store.calls import Cdr
-from bitel.store.campaigns import CampaignPhase, CampaignState
 from bitel.store.recipient_lists import RecipientList
 from bitel.store.recordings import Recording
 
@@ -606,36 +606,6 @@ def listed_call_answer(listed: ListedCall, date: DateOf) -> dict[str, Any]:
         "campaignId": listed.call.campaign_id,
         "reference": listed.reference,
     }
-
-
-def campaign_answer(state: CampaignState, date: DateOf, now: float) -> dict[str, Any]:
-    """The JSON of a campaign, in the order of `CampaignAnswer`; every status is listed.
-
-    `now` is in Unix seconds of the system clock.
-    """
-    return {
-        "id": state.id,
-        "total": state.total,
-        "byStatus": {status.name: state.by_status.get(status, 0) for status in CallStatus},
-        "requestDate": int(date(state.requested_at)),
-        "finishedDate": int(date(state.finished_at)),
-        "price": balance_change(state.price),
-        "name": state.name,
-        "reference": state.reference,
-        "state": str(state.phase(now)),
-        "answered": state.answered,
-        "keys": dict(sorted(state.keys.items())),
-        "machines": {"human": state.humans, "machine": state.machines},
-        "startAt": _seconds(state.start_at),
-        "endAt": _seconds(state.end_at),
-        "window": state.window,
-        "callsPerSecond": state.calls_per_second,
-        "maxChannels": state.max_channels,
-    }
-
-
-def _seconds(at: float | None) -> int | None:
-    return None if at is None else int(at)
 
 
 def recording_answer(recording: Recording) -> dict[str, Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from bitel.client import Campaign, CampaignChanges, Client
-    from bitel.store.campaigns import CampaignState
+    from bitel.domain.campaign_json import CampaignState
 
 NONE: Final = "none"
 """Removes a limit."""

@@ -123,6 +123,14 @@ def set_(
     webhook: Annotated[
         str | None, Option(metavar="URL", help=f"Where its calls' ends are posted, or {NOWHERE}.")
     ] = None,
+    webhook_events: Annotated[
+        str | None,
+        Option(
+            metavar="TYPES",
+            help="Events to post besides the ends of calls, as in call.answered,call.completed; "
+            f"or {NONE}.",
+        ),
+    ] = None,
     one_call_per_number: Annotated[
         bool | None,
         Option(
@@ -162,8 +170,8 @@ def set_(
     config: common.Config = None,
 ) -> None:
     """Change a project."""
+    from bitel.domain.webhooks import check_url
     from bitel.store import projects
-    from bitel.webhooks import url_policy
 
     given: dict[str, tuple[Any, Callable[[Any], Any]]] = {
         "daily_spend": (daily_spend, _amount),
@@ -175,6 +183,7 @@ def set_(
         "one_call_per_number": (one_call_per_number, bool),
         "unwanted_to_do_not_call": (unwanted, bool),
         "hold_seconds": (hold_seconds, int),
+        "webhook_events": (webhook_events, _events),
         "max_calls_per_number_per_day": (daily_calls, _count),
         "disabled": (enabled, operator.not_),
     }
@@ -195,7 +204,7 @@ def set_(
     with common.open_database(config) as (settings, database):
         now = common.read_clock(settings)()
         if webhook not in (None, NOWHERE):
-            url_policy.check(webhook, allow_private=settings.webhook_allow_private)
+            check_url(webhook, allow_private=settings.webhook_allow_private)
         if dialers is not None:
             changes["dialers"] = (
                 None
@@ -234,6 +243,14 @@ def _prefixes(text: str) -> tuple[str, ...]:
     if not prefixes:
         raise typer.BadParameter("must be prefixes such as +98,+4930")
     return prefixes
+
+
+def _events(text: str) -> tuple[str, ...] | None:
+    from bitel.domain.webhooks import check_events
+
+    if text == NONE:
+        return None
+    return check_events([word.strip() for word in text.split(",")], "--webhook-events")
 
 
 def _rate(text: str) -> int | None:
@@ -331,6 +348,7 @@ def _row(project: Project) -> dict[str, Any]:
         "defaultDialer": project.default_dialer,
         "webhook": project.webhook_url,
         "webhookOffReason": project.webhook_off_reason,
+        "webhookEvents": project.webhook_events,
         "oneCallPerNumber": project.one_call_per_number,
         "unwantedToDoNotCall": project.unwanted_to_do_not_call,
         "holdSeconds": project.hold_seconds,

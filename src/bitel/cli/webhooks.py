@@ -52,7 +52,9 @@ def deliveries(
         print(f"off: {found.webhook_off_reason}; bitel project set --webhook turns it on again")
     for event in events:
         again = f"  next {common.utc(date(event.due_at), ISO)}" if event.due_at is not None else ""
-        print(f"{event.id}  call {event.call_id}  {event.state}{again}")
+        about = f"call {event.call_id}" if event.call_id else f"campaign {event.campaign_id}"
+        type_ = f"  {event.type}" if event.type else ""
+        print(f"{event.id}  {about}  {event.state}{type_}{again}")
         for tried in event.tried:
             print(
                 f"    {common.utc(date(tried.at), ISO)}  {_outcome(tried)}  {tried.seconds:.2f} s"
@@ -62,19 +64,23 @@ def deliveries(
 @app.command()
 def redeliver(
     which: Annotated[
-        str, Argument(metavar="EVENT_OR_CALL_ID", help="An event, or its call.", show_default=False)
+        str, Argument(metavar="ID", help="An event, or its call or campaign.", show_default=False)
     ],
     config: common.Config = None,
 ) -> None:
-    """Send an event once more, whatever became of it, under the id that it had before."""
+    """Send an event once more, whatever became of it, under the id that it had before.
+
+    All events of a call or a campaign if its id is given. A URL that a request named is used again
+    even if its receiver had turned it off.
+    """
     from bitel.store import webhooks
 
     with common.open_database(config) as (settings, database):
         now = common.read_clock(settings)()
         if not database.write_now(lambda conn: webhooks.redeliver(conn, None, which, now)):
             raise NotFoundError(
-                f"no event has the id {which[:64]!r}, nor has a call of that id one: only calls "
-                "that end while their project has a webhook do"
+                f"no event has the id {which[:64]!r}, nor has a call or campaign of that id one: "
+                "only calls that end while they have a webhook do"
             )
 
 
@@ -86,7 +92,10 @@ def secret(
     ] = False,
     config: common.Config = None,
 ) -> None:
-    """Print the secret that a project's events are signed with, and nothing else."""
+    """Print the secret that a project's events are signed with, and nothing else.
+
+    With --rotate also for a project that has none: its requests can name webhooks then.
+    """
     from bitel.store import projects
     from bitel.webhooks.signing import new_secret
 
@@ -94,10 +103,10 @@ def secret(
         found = common.find_project(conn, project)
         if found.webhook_secret and not rotate:
             return found.webhook_secret
-        if not found.webhook_url:
+        if not found.webhook_secret and not rotate:
             raise InvalidRequestError(
-                f"the project {found.name!r} has no webhook; give it one with "
-                "bitel project set PROJECT --webhook URL"
+                f"the project {found.name!r} has no secret; bitel project set PROJECT "
+                "--webhook URL makes one, and so does --rotate, for webhooks that requests name"
             )
         made = new_secret()
         projects.change(conn, found.id, webhook_secret=made)
@@ -112,7 +121,9 @@ def _as_json(event: Event, date: Callable[[float], float]) -> dict[str, Any]:
     return {
         "id": event.id,
         "projectId": event.project_id,
+        "type": event.type or None,
         "callId": event.call_id,
+        "campaignId": event.campaign_id,
         "state": event.state,
         "createdAt": date(event.created_at),
         "nextTryAt": None if event.due_at is None else date(event.due_at),

@@ -44,10 +44,12 @@ RINGING_DELAY = 0.2
 class _Answered(NamedTuple):
     attempt_id: str
     answered_at: float
+    is_reported: bool
 
 
 class _Ringing(NamedTuple):
     rang_at: dict[str, float]
+    is_reported: bool = False
 
 
 _Item = _Answered | _Ringing | Settlement
@@ -96,11 +98,15 @@ class AttemptWriter:
         """Loop time since which the oldest unwritten settlement has waited; None without one."""
         return min((one.since for one in self._unwritten.values()), default=None)
 
-    def ringing(self, attempt_id: str, rang_at: float) -> None:
+    def ringing(self, attempt_id: str, rang_at: float, *, is_reported: bool = False) -> None:
         """Store that an attempt rings, within about twice `RINGING_DELAY`.
 
-        Not written if an answer or an end comes first.
+        Not written if an answer or an end comes first, unless its call asks for an event.
         """
+        if is_reported:
+            ringing = _Ringing({attempt_id: rang_at}, is_reported=True)
+            self._batcher.put(ringing).add_done_callback(_log_unwritten)
+            return
         loop = asyncio.get_running_loop()
         self._ringing[attempt_id] = loop.time(), rang_at
         if self._ringing_timer is None:
@@ -118,14 +124,18 @@ class AttemptWriter:
             loop.call_later(RINGING_DELAY, self._write_ringing) if self._ringing else None
         )
 
-    async def answered(self, attempt_id: str, answered_at: float) -> bool:
-        """Persist an answer. If it returns False, nothing may be played.
+    async def answered(
+        self, attempt_id: str, answered_at: float, *, is_reported: bool = False
+    ) -> bool:
+        """Persist an answer, with an event if its call asks for one.
+
+        If it returns False, nothing may be played.
 
         False: the claim is lost, the database did not answer within `ANSWER_TIMEOUT`, or it refused
         the answer, which is logged.
         """
         self._ringing.pop(attempt_id, None)
-        written = self._batcher.put(_Answered(attempt_id, answered_at))
+        written = self._batcher.put(_Answered(attempt_id, answered_at, is_reported))
         loop = asyncio.get_running_loop()
         timer = loop.call_later(ANSWER_TIMEOUT, _give_up_answer, attempt_id, written)
         try:
@@ -263,13 +273,24 @@ class AttemptWriter:
         rang_at = {
             key: at for one in items if isinstance(one, _Ringing) for key, at in one.rang_at.items()
         }
+        ringing = {
+            key
+            for one in items
+            if isinstance(one, _Ringing) and one.is_reported
+            for key in one.rang_at
+        }
+        answered = {
+            one.attempt_id for one in items if isinstance(one, _Answered) and one.is_reported
+        }
         settlements = [one for one in items if isinstance(one, Settlement)]
         now = self._clock()
 
         def write(conn: Connection) -> tuple[set[str], set[str]]:
             if rang_at:
-                claims.mark_ringing(conn, self._lease, rang_at)
-            marked = claims.mark_answered(conn, self._lease, answered_at) if answered_at else set()
+                claims.mark_ringing(conn, self._lease, rang_at, ringing)
+            marked: set[str] = set()
+            if answered_at:
+                marked = claims.mark_answered(conn, self._lease, answered_at, answered)
             return marked, settling.settle(conn, self._lease, settlements, now)
 
         marked, settled = await self._database.write(write)

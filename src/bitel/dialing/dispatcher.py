@@ -33,6 +33,7 @@ from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.phone_numbers import masked
 from bitel.domain.pricing import NOTHING, Tariff
 from bitel.domain.retry import Finish, Requeue, decide
+from bitel.domain.webhooks import CALL_ANSWERED, CALL_RINGING
 from bitel.errors import UnavailableError
 from bitel.store import claims, leases, pausing, recovery, settling
 from bitel.store.claims import Claim, Room
@@ -592,13 +593,17 @@ class Dispatcher:
 
         async def answered(answered_at: float) -> bool:
             nonlocal is_answered
-            is_answered = await self._attempts.answered(claim.attempt_id, answered_at)
+            is_answered = await self._attempts.answered(
+                claim.attempt_id, answered_at, is_reported=CALL_ANSWERED in claim.events
+            )
             self.figures.answered += is_answered
             return is_answered
 
         def ringing(rang_at: float) -> None:
             running.rang_at = rang_at
-            self._attempts.ringing(claim.attempt_id, rang_at)
+            self._attempts.ringing(
+                claim.attempt_id, rang_at, is_reported=CALL_RINGING in claim.events
+            )
 
         try:
             result = await self._dialer.dial(claim, answered, ringing)

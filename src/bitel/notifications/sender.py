@@ -20,12 +20,13 @@ import httpx
 import structlog
 
 from bitel.domain.ids import new_id
+from bitel.domain.webhooks import parse_url
 from bitel.errors import InvalidRequestError, SettingsError
 from bitel.notifications.conditions import Change, Kind
 from bitel.settings import NotificationSettings
-from bitel.webhooks import signing, url_policy
+from bitel.webhooks import signing
 from bitel.webhooks.http_client import HttpClient
-from bitel.webhooks.url_policy import Resolver
+from bitel.webhooks.resolver import Resolver
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +67,7 @@ def check_notifications(settings: NotificationSettings) -> None:
     secret = settings.secret.get_secret_value()
     try:
         if settings.url:
-            url_policy.parse(settings.url)
+            parse_url(settings.url)
     except InvalidRequestError as fault:
         message = str(fault).replace("the webhook URL", "the URL")
         raise SettingsError(f"the setting notifications.url is wrong: {message}") from None

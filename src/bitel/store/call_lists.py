@@ -37,8 +37,8 @@ from sqlalchemy import (
 )
 
 from bitel.domain.calls import Call, CallStatus
+from bitel.domain.campaign_json import CampaignPhase, CampaignState
 from bitel.store import calls, campaigns
-from bitel.store.campaigns import CampaignPhase, CampaignState
 from bitel.store.schema import call, campaign, has_reference, in_campaign
 from bitel.store.sql_batch import in_chunks
 

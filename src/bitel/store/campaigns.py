@@ -6,16 +6,14 @@ state is read without reading its calls.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from decimal import Decimal
-from types import MappingProxyType
+from dataclasses import asdict, dataclass
 from typing import Any, Final, TypedDict, Unpack
 
 from sqlalchemy import Connection, bindparam, exists, func, insert, select, update
 
 from bitel.domain.calls import Call, CallStatus
+from bitel.domain.campaign_json import CampaignState
 from bitel.errors import ConflictError, NotFoundError
 from bitel.store import calls
 from bitel.store.calls import Cdr
@@ -29,18 +27,6 @@ MOST_PAUSES: Final = 1000
 """Pauses of one campaign."""
 
 DEFAULT_TIME_TO_LIVE: Final = 14_400
-
-
-class CampaignPhase(enum.StrEnum):
-    """What a campaign is doing; clients see it as `state`."""
-
-    SCHEDULED = "SCHEDULED"
-    """Its start has not come."""
-    RUNNING = "RUNNING"
-    PAUSED = "PAUSED"
-    FINISHED = "FINISHED"
-    """All of its calls are over."""
-    CANCELED = "CANCELED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,48 +58,6 @@ class Campaign:
     template: str | None = None
     """The text of its calls, with variables; None: all of them play the same."""
     language: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CampaignState:
-    """The current state of a campaign."""
-
-    id: str
-    total: int
-    by_status: Mapping[CallStatus, int]
-    """The number of calls by status, without zeros."""
-    requested_at: float
-    finished_at: float
-    """When the last call was over, 0 while one is not."""
-    price: Decimal
-    """The total price of its calls: zero or positive."""
-    canceled_at: float | None = None
-    name: str | None = None
-    reference: str | None = None
-    start_at: float | None = None
-    end_at: float | None = None
-    window: str | None = None
-    calls_per_second: float | None = None
-    max_channels: int | None = None
-    paused_at: float | None = None
-    answered: int = 0
-    """Calls that were answered, and are over."""
-    humans: int = 0
-    machines: int = 0
-    keys: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """The number of calls in which each key was pressed, without zeros."""
-
-    def phase(self, date: float) -> CampaignPhase:
-        """What it is doing at `date`, by the system clock."""
-        if self.canceled_at is not None:
-            return CampaignPhase.CANCELED
-        if self.finished_at:
-            return CampaignPhase.FINISHED
-        if self.paused_at is not None:
-            return CampaignPhase.PAUSED
-        if self.start_at is not None and date < self.start_at:
-            return CampaignPhase.SCHEDULED
-        return CampaignPhase.RUNNING
 
 
 class CampaignChanges(TypedDict, total=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, exists, func, literal, select, update
 
@@ -17,16 +17,20 @@ from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_ids
 from bitel.domain.retry import Requeue, RetryRule, RetryWaits
+from bitel.domain.webhooks import CALL_ANSWERED, CALL_INITIATED, CALL_RINGING
 from bitel.store import (
+    call_events,
     calls,
     campaign_schedules,
     do_not_call,
+    event_rows,
     fair_queue,
     leases,
     number_exclusion,
     one_time_passwords,
     pausing,
 )
+from bitel.store.call_events import CallEvent
 from bitel.store.campaign_schedules import CampaignBudgets, NoPace, Pace, Schedules
 from bitel.store.endings import CallEnd, end_attempts, end_calls, forget_requests, requeue_calls
 from bitel.store.fair_queue import DueCall
@@ -45,7 +49,14 @@ from bitel.store.schema import (
     is_unfinished,
     project,
 )
-from bitel.store.sql_batch import Statement, insert_rows, matches, update_each, values_parameter
+from bitel.store.sql_batch import (
+    Statement,
+    insert_rows,
+    is_among,
+    matches,
+    update_each,
+    values_parameter,
+)
 
 _LOOKS: Final = 10
 """Queries of one claim: further ones replace calls that can't be dialled now."""
@@ -72,6 +83,8 @@ class Claim(DialRequest):
     """The retries that the call has left."""
     lane: Lane
     campaign_id: str | None = None
+    events: tuple[str, ...] = ()
+    """The types of events that its call asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +314,7 @@ def undo(
     ends = [CallEnd(row.call_id, CallStatus.CANCELED) for row in undone if row.id in canceled]
     end_calls(conn, ends, now)
     requeue_calls(conn, [(row.call_id, Requeue(now)) for row in undone if row.id not in canceled])
+    call_events.write_completed(conn, [row.call_id for row in undone], now)
     return len(undone)
 
 
@@ -334,8 +348,24 @@ _ANSWERED_BEFORE: Final = Statement(
 )
 
 
-def mark_answered(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
+_TO_REPORT = (
+    select(attempt.c.id, attempt.c.call_id, call.c.project_id, call.c.webhook_id)
+    .join(call, call.c.id == attempt.c.call_id)
+    .where(is_among(attempt.c.id, "reported"), *_is_claimed)
+)
+_UNANSWERED: Final = Statement(_TO_REPORT)
+_UNRUNG: Final = Statement(_TO_REPORT.where(attempt.c.rang_at.is_(None)))
+
+
+def mark_answered(
+    conn: Connection,
+    lease: Lease,
+    answered_at: Mapping[str, float],
+    reported: Collection[str] = (),
+) -> set[str]:
     """Write when these attempts were answered (Unix seconds), by attempt.
+
+    An event is written for those that are `reported`.
 
     Returns the attempts for which it is written, now or by an earlier try. For any other the claim
     is lost, and nothing must be played.
@@ -347,23 +377,42 @@ def mark_answered(conn: Connection, lease: Lease, answered_at: Mapping[str, floa
         "the_dialer": lease.dialer_id,
         "the_epoch": lease.epoch,
     }
-    if _MARK_ANSWERED.run(conn, answers).rowcount == len(answered_at):
+    wanted = {**answers, "reported": [(each,) for each in reported]}
+    to_report = _UNANSWERED.rows(conn, wanted) if reported else []
+    marked = _MARK_ANSWERED.run(conn, answers).rowcount
+    call_events.write(conn, _of_attempts(CALL_ANSWERED, to_report, answered_at))
+    if marked == len(answered_at):
         return set(answered_at)
     return {row.id for row in _ANSWERED_BEFORE.rows(conn, answers)}
+
+
+def _of_attempts(type_: str, rows: Iterable[Any], at: Mapping[str, float]) -> list[CallEvent]:
+    return [
+        CallEvent(type_, row.call_id, row.project_id, row.webhook_id, at[row.id]) for row in rows
+    ]
 
 
 _MARK_RINGING: Final = update_each("ringing", attempt.c.id, attempt.c.rang_at, where=_is_claimed)
 
 
-def mark_ringing(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -> None:
+def mark_ringing(
+    conn: Connection,
+    lease: Lease,
+    rang_at: Mapping[str, float],
+    reported: Collection[str] = (),
+) -> None:
     """Write when these attempts began to ring (Unix seconds), by attempt.
 
-    Attempts that are answered, over, or taken over by another worker stay as they are.
+    Attempts that are answered, over, or taken over by another worker stay as they are. An event is
+    written for those that are `reported`.
     """
     if leases.holds(conn, lease):
         rows = list(rang_at.items())
         mine = {"the_dialer": lease.dialer_id, "the_epoch": lease.epoch}
+        wanted = {**mine, "reported": [(each,) for each in reported]}
+        to_report = _UNRUNG.rows(conn, wanted) if reported else []
         _MARK_RINGING.run(conn, {"ringing": rows, **mine})
+        call_events.write(conn, _of_attempts(CALL_RINGING, to_report, rang_at))
 
 
 _of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due, is_alone)
@@ -496,7 +545,11 @@ _BEGIN_ATTEMPTS: Final = insert_rows(
 def _take(conn: Connection, lease: Lease, rows: list[DueCall], queue: _Queue) -> list[Claim]:
     now = queue.now
     ids = new_ids(now, len(rows))
-    claims = [_claim(attempt_id, row, queue) for attempt_id, row in zip(ids, rows, strict=True)]
+    own = event_rows.own_types(conn, rows)
+    claims = [
+        _claim(attempt_id, row, queue, event_rows.types_of(row, own))
+        for attempt_id, row in zip(ids, rows, strict=True)
+    ]
     taken = [
         (made.attempt_id, row.id, row.attempts + 1) for row, made in zip(rows, claims, strict=True)
     ]
@@ -505,10 +558,18 @@ def _take(conn: Connection, lease: Lease, rows: list[DueCall], queue: _Queue) ->
         conn,
         {"taken": taken, "dialer_id": lease.dialer_id, "epoch": lease.epoch, "started_at": now},
     )
+    call_events.write(
+        conn,
+        [
+            CallEvent(CALL_INITIATED, row.id, row.project_id, row.webhook_id, now)
+            for row, made in zip(rows, claims, strict=True)
+            if CALL_INITIATED in made.events
+        ],
+    )
     return claims
 
 
-def _claim(attempt_id: str, row: DueCall, queue: _Queue) -> Claim:
+def _claim(attempt_id: str, row: DueCall, queue: _Queue, events: tuple[str, ...]) -> Claim:
     rule = RetryRule(
         row.retries_left,
         row.retry_interval,
@@ -531,6 +592,7 @@ def _claim(attempt_id: str, row: DueCall, queue: _Queue) -> Claim:
         language=row.language or "",
         longest_seconds=row.longest_seconds,
         campaign_id=row.campaign_id,
+        events=events,
         caller_id=row.caller_id or "",
         parts=tuple(row.parts.split(",")) if row.parts else (),
     )

@@ -1,7 +1,7 @@
 """The end of attempts and calls: the only place where a call becomes final, or due again.
 
 The end of a call also releases what it had reserved, counts in its campaign, and writes an event
-for its project's webhook. Each happens exactly once, since a final call does not end again.
+for its webhook. Each happens exactly once, since a final call does not end again.
 
 Locks are taken in one order, so that transactions do not deadlock: calls, campaigns, projects.
 """
@@ -19,20 +19,19 @@ from sqlalchemy import Connection
 
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.ids import new_ids
 from bitel.domain.retry import Requeue, RetryAt
-from bitel.store import balances
+from bitel.domain.webhooks import CAMPAIGN_FINISHED
+from bitel.store import balances, event_rows
 from bitel.store.database import count_calls
+from bitel.store.event_rows import has_webhook, project_events
 from bitel.store.schema import (
     FINISHED,
-    PENDING,
     attempt,
     call,
     campaign,
     cancel_request,
     is_waiting,
     project,
-    webhook_event,
 )
 from bitel.store.sql_batch import Statement, is_among, update_each, values_parameter
 
@@ -64,7 +63,9 @@ class OpenCall(Protocol):
     campaign_id: str | None
     reserved: Decimal
     has_webhook: bool
-    """Whether its end is posted to the project's webhook."""
+    """Whether its end is posted to the project's webhook, if its request named none."""
+    webhook_id: str | None
+    webhook_events: tuple[str, ...] | None
 
 
 class OpenAttempt(Protocol):
@@ -74,9 +75,6 @@ class OpenAttempt(Protocol):
     started_at: float
     answered_at: float | None
 
-
-has_webhook = sa.and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
-"""Events are posted to the project's webhook."""
 
 _ended = values_parameter(
     "ended",
@@ -165,7 +163,9 @@ def _finite(value: float | None) -> float | None:
 
 _TO_END: Final = Statement(
     sa.select(
-        *call.c["id", "project_id", "campaign_id", "reserved"], has_webhook.label("has_webhook")
+        *call.c["id", "project_id", "campaign_id", "reserved", "webhook_id"],
+        has_webhook.label("has_webhook"),
+        project_events,
     )
     .join(project)
     .where(is_among(call.c.id, "ids"), is_waiting)
@@ -179,17 +179,6 @@ _END_CALLS: Final = update_each(
     due_at=None,
     finished_at=sa.bindparam("now"),
     reserved=_NOTHING,
-)
-_events = values_parameter("events", *webhook_event.c["id", "project_id", "call_id"])
-_now = sa.bindparam("now", type_=webhook_event.c.created_at.type)
-_WRITE_EVENTS: Final = Statement(
-    sa.insert(webhook_event).from_select(
-        ["id", "project_id", "call_id", "created_at", "due_at", "tries", "state"],
-        # A call has one event: a second insert would fail and keep the call from ending.
-        sa.select(*_events.c, _now, _now, sa.literal(0), sa.literal(PENDING)).where(
-            ~sa.exists().where(webhook_event.c.call_id == _events.c.call_id)
-        ),
-    )
 )
 
 
@@ -216,11 +205,20 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[OpenCall, CallEnd]], now:
     for row, _ in ends:
         released[row.project_id] -= row.reserved
     balances.reserve(conn, released)
-    to_post = [(row.project_id, end.call_id) for row, end in ends if row.has_webhook]
-    if to_post:
-        ids = new_ids(now, len(to_post))
-        events = [(event_id, *each) for event_id, each in zip(ids, to_post, strict=True)]
-        _WRITE_EVENTS.run(conn, {"events": events, "now": now})
+    own = event_rows.own_types(conn, [row for row, _ in ends])
+    to_post = [
+        (row.project_id, row.webhook_id, end.call_id)
+        for row, end in ends
+        if (row.has_webhook if row.webhook_id is None else row.webhook_id in own)
+    ]
+    event_rows.write_ends(conn, to_post, now)
+    asking = {
+        row.campaign_id
+        for row, _ in ends
+        if row.campaign_id is not None and CAMPAIGN_FINISHED in event_rows.types_of(row, own)
+    }
+    if asking:
+        event_rows.write_finished(conn, asking, now)
 
 
 _STATUSES: Final = tuple(status for status in CallStatus if status.final)

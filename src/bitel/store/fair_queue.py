@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from bitel.domain.calls import Lane
+from bitel.store.event_rows import has_webhook
 from bitel.store.schema import call, do_not_call, is_alone, is_due, project
 from bitel.store.sql_batch import Statement, is_among, loose_index_scan, values_parameter
 
@@ -68,6 +69,9 @@ class DueCall(DueRow, Protocol):
     """Its number is on the do-not-call list."""
     exclusive: bool
     """Its project allows one attempt at a time for each number."""
+    webhook_id: str | None
+    webhook_events: tuple[str, ...] | None
+    """The types of events that its project asks for."""
 
 
 Turns = Sequence[Sequence[str]]
@@ -336,7 +340,7 @@ class FairQueue:
         due = sa.select(few).limit(sa.bindparam("most")).lateral("due")
         source = self._asked.join(due, sa.true())
         for other, on in self.joins(due):
-            source = source.join(other, on)
+            source = source.outerjoin(other, on)
         return sa.select(*due.c, *self.joined).select_from(source)
 
 
@@ -372,7 +376,7 @@ _CALL_COLUMNS: Final = (
         "id", "project_id", "campaign_id", "lane", "e164", "time_zone", "recording_id", "digits",
         "repeat_count", "language", "longest_seconds", "retries_left", "retry_interval",
         "retry_waits", "expires_at", "trouble", "uncertain", "attempts", "due_at",
-        "caller_id",
+        "caller_id", "webhook_id",
     ],
     # As text, since most calls have none.
     sa.type_coerce(call.c.parts, sa.Text).label("parts"),
@@ -385,6 +389,10 @@ _CALL_COLUMNS: Final = (
     .where(project.c.id == call.c.project_id)
     .scalar_subquery()
     .label("exclusive"),
+    sa.select(project.c.webhook_events)
+    .where(project.c.id == call.c.project_id, has_webhook)
+    .scalar_subquery()
+    .label("webhook_events"),
 )  # fmt: skip
 CALLS: Final = FairQueue(
     call,

@@ -13,6 +13,7 @@ from typing import Final, Literal
 from sqlalchemy import Connection, bindparam, delete, exists, select, text, update
 
 from bitel.domain.calls import CallStatus
+from bitel.store import call_events
 from bitel.store.endings import CallEnd, end_calls, interrupt_attempts
 from bitel.store.schema import (
     DIALER,
@@ -142,7 +143,7 @@ def pause_if_older(conn: Connection, dialer_id: str, mark: str, now: float) -> b
 
 
 _LEFT_OPEN = (
-    select(attempt.c.id, attempt.c.started_at, attempt.c.answered_at)
+    select(*attempt.c["id", "call_id", "started_at", "answered_at"])
     .join(call)
     .where(is_open, call.c.requested_at < bindparam("before"))
     .limit(bindparam("most"))
@@ -161,7 +162,9 @@ def drop_open(conn: Connection, before: float, now: float) -> int:
     Attempts that a worker left open are ended too. Returns the number of calls; 0: none is left.
     """
     wanted = {"before": before, "most": CHUNK}
-    interrupt_attempts(conn, conn.execute(_LEFT_OPEN, wanted).all(), now)
+    left = conn.execute(_LEFT_OPEN, wanted).all()
+    interrupt_attempts(conn, left, now)
     ids: Sequence[str] = conn.execute(_OPEN, wanted).scalars().all()
     end_calls(conn, [CallEnd(each, CallStatus.UNKNOWN, reason=DROPPED) for each in ids], now)
+    call_events.write_completed(conn, [row.call_id for row in left], now)
     return len(ids)

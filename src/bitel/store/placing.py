@@ -8,7 +8,7 @@ The calls of a request are placed together or not at all. Small requests are pla
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii as as_json
@@ -31,8 +31,9 @@ from sqlalchemy.types import TypeEngine
 from bitel.domain.calls import CallStatus, Lane, NewCall, NewCalls
 from bitel.domain.pricing import Budget, day_of
 from bitel.domain.recipients import Recipient
+from bitel.domain.webhooks import RequestWebhook
 from bitel.errors import BitelError, InvalidRequestError
-from bitel.store import balances, do_not_call, one_time_passwords, recordings
+from bitel.store import balances, do_not_call, event_rows, one_time_passwords, recordings
 from bitel.store.call_frequency import CallFrequency, open_frequency
 from bitel.store.database import count_calls
 from bitel.store.endings import CallEnd, end_calls
@@ -65,7 +66,10 @@ _INSERT_EACH: Final = insert_rows(_each, call, retries_left=_each.c.retry_count,
 
 
 def place_each(
-    conn: Connection, requests: Sequence[Sequence[NewCall]], otp_per_number: int | None = None
+    conn: Connection,
+    requests: Sequence[Sequence[NewCall]],
+    otp_per_number: int | None = None,
+    webhooks: Iterable[RequestWebhook] = (),
 ) -> list[set[str] | BitelError]:
     """Queue the calls of many requests, each due at once.
 
@@ -75,6 +79,7 @@ def place_each(
     Args:
         requests: each of one project, with at least one call.
         otp_per_number: one-time passwords that a number may get in 10 minutes; None: any number.
+        webhooks: those that the requests name.
 
     Returns for each request the ids of its calls that are final at once, or the error:
     InvalidRequestError for a recording that is deleted or not the project's,
@@ -107,6 +112,12 @@ def place_each(
         ]
         for new in calls:
             count_calls("placed", new.lane.name)
+    named = {
+        calls[0].webhook_id
+        for calls, answer in zip(requests, answers, strict=True)
+        if not isinstance(answer, BitelError)
+    }
+    event_rows.name_webhooks(conn, [each for each in webhooks if each.id in named])
     if rows:
         _INSERT_EACH.run(conn, {"rows": rows})
     final = set().union(*(answer for answer in answers if isinstance(answer, set)))

@@ -30,6 +30,9 @@ from bitel.store.schema import (
     recording,
     speech_part,
     token,
+    webhook,
+    webhook_event,
+    webhook_try,
 )
 from bitel.store.sql_batch import in_chunks, matches, next_rows
 
@@ -42,6 +45,8 @@ WINDOW: Final = 2000
 def disable(conn: Connection, project_id: str) -> None:
     """Refuse the tokens of the project from now on, and deliver no more webhooks."""
     change(conn, project_id, disabled=True, webhook_url=None)
+    named = sa.update(webhook).where(webhook.c.project_id == project_id)
+    conn.execute(named.values(off_reason="its project is deleted"))
 
 
 _of_project = matches(call.c.project_id)
@@ -122,11 +127,29 @@ _of_its_campaigns = campaign_key.c.campaign_id.in_(
     sa.select(campaign.c.id).where(*matches(campaign.c.project_id))
 )
 _DELETE_KEYS: Final = sa.delete(campaign_key).where(_of_its_campaigns)
-_DELETIONS: Final = tuple(
-    map(
+_tries_of_its_events = (
+    sa.select(webhook_try.c.id)
+    .join(webhook_event, webhook_event.c.id == webhook_try.c.event_id)
+    .where(*matches(webhook_event.c.project_id))
+    .limit(sa.bindparam("most"))
+)
+_DELETIONS: Final = (
+    # Of events of campaigns; those of calls went with their calls.
+    sa.delete(webhook_try).where(webhook_try.c.id.in_(_tries_of_its_events)),
+    *map(
         _by_project,
-        (token, campaign, placed_number, do_not_call, idempotency_key, ledger_entry, speech_part),
-    )
+        (
+            webhook_event,
+            webhook,
+            token,
+            campaign,
+            placed_number,
+            do_not_call,
+            idempotency_key,
+            ledger_entry,
+            speech_part,
+        ),
+    ),
 )
 
 

@@ -13,6 +13,7 @@ from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.ids import is_id, new_id
 from bitel.domain.number_policy import check_prefixes
 from bitel.domain.pricing import DEFAULT_HOLD, LONGEST_HOLD, check_amount
+from bitel.domain.webhooks import check_events
 from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
 from bitel.store.balances import write_top_up
 from bitel.store.schema import ledger_entry, project
@@ -70,6 +71,7 @@ class ProjectChanges(TypedDict, total=False):
     disabled: bool
     webhook_url: str | None
     webhook_secret: str | None
+    webhook_events: tuple[str, ...] | None
     daily_spend: Decimal | None
     requests_per_minute: int | None
     calls_per_minute: int | None
@@ -148,6 +150,8 @@ def change(conn: Connection, project_id: str, **changes: Unpack[ProjectChanges])
     unknown project, and InvalidRequestError for an invalid value.
     """
     _check(changes)
+    if changes.get("webhook_events") == ():
+        changes["webhook_events"] = None
     values: dict[str, Any] = {**changes}
     if "webhook_url" in changes:
         values["webhook_off_reason"] = None
@@ -175,6 +179,7 @@ def _check(changes: ProjectChanges) -> None:
         check_amount(spend, "daily_spend")
         if spend < 0:
             raise InvalidRequestError("daily_spend is zero or more")
+    check_events(changes.get("webhook_events") or (), "webhook_events")
     hold = changes.get("hold_seconds")
     if hold is not None and not 0 <= hold <= LONGEST_HOLD:
         raise InvalidRequestError(f"hold_seconds is a whole number, 0 to {LONGEST_HOLD}")

@@ -12,7 +12,7 @@ from sqlalchemy import CTE, Connection, Select, bindparam, select
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.retry import Requeue, RetryAt, RetryRule, RetryWaits
-from bitel.store import calls, claims, leases
+from bitel.store import call_events, calls, claims, leases
 from bitel.store.endings import (
     CallEnd,
     end_calls,
@@ -131,6 +131,7 @@ def take_over(
     end_calls(conn, ends, now)
     requeue_calls(conn, again)
     mark_may_ring(conn, may_ring)
+    call_events.write_completed(conn, [row.call_id for row in left], now)
     return Lease(dialer_id, worker, epoch), Recovered(len(left) - answered, answered)
 
 

@@ -18,7 +18,7 @@ from bitel import exact_json
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import first_id_at
 from bitel.domain.pricing import day_of
-from bitel.store import balances
+from bitel.store import balances, call_events
 from bitel.store.schema import (
     attempt,
     call,
@@ -33,7 +33,7 @@ from bitel.store.schema import (
     webhook_event,
     webhook_try,
 )
-from bitel.store.sql_batch import in_equal_chunks, next_rows
+from bitel.store.sql_batch import Statement, in_equal_chunks, next_rows, values_parameter
 
 PIECE: Final = 300
 """Rows that one transaction reads."""
@@ -87,7 +87,12 @@ _empty_campaigns = sa.select(campaign.c.id).where(
     campaign.c.id.in_(_ids),
     ~sa.exists(sa.select(call.c.id).where(call.c.campaign_id == campaign.c.id)),
 )
+_events_of_campaigns = webhook_event.c.campaign_id.in_(_empty_campaigns)
 _DELETE_EMPTY_CAMPAIGNS: Final = (
+    sa.delete(webhook_try).where(
+        webhook_try.c.event_id.in_(sa.select(webhook_event.c.id).where(_events_of_campaigns))
+    ),
+    sa.delete(webhook_event).where(_events_of_campaigns),
     sa.delete(campaign_key).where(campaign_key.c.campaign_id.in_(_empty_campaigns)),
     sa.delete(campaign).where(campaign.c.id.in_(_empty_campaigns)),
 )
@@ -163,8 +168,29 @@ def blank_numbers(conn: Connection, before: float, after: str) -> tuple[str, int
     not over are read again by a later pass.
     """
     last, over = _read(conn, _OLD_NUMBERS, before, after)
-    _apply(conn, [row.id for row in over], _BLANK_CALLS, _BLANK_ATTEMPTS)
+    ids = [row.id for row in over]
+    _apply(conn, ids, _BLANK_CALLS, _BLANK_ATTEMPTS)
+    _blank_bodies(conn, ids)
     return last, len(over)
+
+
+_BODIES: Final = sa.select(webhook_event.c.id, webhook_event.c.body).where(
+    webhook_event.c.call_id.in_(_ids), webhook_event.c.body.is_not(None)
+)
+_bodies = values_parameter("bodies", *webhook_event.c["id", "body"])
+_BLANK_BODIES: Final = Statement(
+    sa.update(webhook_event).where(webhook_event.c.id == _bodies.c.id).values(body=_bodies.c.body)
+)
+
+
+def _blank_bodies(conn: Connection, call_ids: Sequence[str]) -> None:
+    """Blank what `_BLANK_CALLS` and `_BLANK_ATTEMPTS` blank also in webhook events."""
+    for ids in in_equal_chunks(call_ids, PIECE):
+        bodies = [
+            (row.id, call_events.without_numbers(row.body)) for row in conn.execute(_BODIES, ids)
+        ]
+        if bodies:
+            _BLANK_BODIES.run(conn, {"bodies": bodies})
 
 
 def are_blank(conn: Connection, after: str, last: str) -> bool:
@@ -239,9 +265,11 @@ def calls_to(
 def erase_calls(conn: Connection, project_id: str, ids: Sequence[str]) -> None:
     """Blank the numbers, references, variables and keyed digits of calls that are over.
 
-    Numbers also in stored answers of the API.
+    Also in webhook events, whether or not they are delivered, and numbers in stored answers of the
+    API.
     """
     _apply(conn, ids, _BLANK_CALLS, _BLANK_ATTEMPTS)
+    _blank_bodies(conn, ids)
     stored = idempotency_key.c
     answers = sa.select(stored.key, stored.answer).where(
         stored.project_id == project_id, stored.answer.is_not(None)

@@ -410,6 +410,8 @@ Index("ix_call_project", call.c.project_id, call.c.id)
 Index("ix_call_status", call.c.project_id, call.c.status, call.c.id)
 Index("ix_call_number", call.c.project_id, call.c.e164, call.c.id)
 has_reference = call.c.reference.is_not(None)
+has_own_webhook = call.c.webhook_id.is_not(None)
+_partial_index("ix_call_webhook", has_own_webhook, call.c.webhook_id)
 _partial_index("ix_call_reference", has_reference, call.c.project_id, call.c.reference, call.c.id)
 _partial_index("ix_call_needing_recording", is_waiting, call.c.recording_id)
 

@@ -16,16 +16,25 @@ from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_ids
 from bitel.domain.pricing import MOST_MONEY, NOTHING, Bill
 from bitel.domain.retry import Finish, Requeue, RetryAt, RetryDecision
-from bitel.store import balances, do_not_call, leases, one_time_passwords
+from bitel.domain.webhooks import CALL_COMPLETED
+from bitel.store import (
+    balances,
+    call_events,
+    do_not_call,
+    event_rows,
+    leases,
+    one_time_passwords,
+)
+from bitel.store.call_events import CallEvent
 from bitel.store.endings import (
     CallEnd,
     OpenCall,
     end_attempts,
     end_waiting,
     forget_requests,
-    has_webhook,
     requeue_calls,
 )
+from bitel.store.event_rows import has_webhook, project_events
 from bitel.store.leases import Lease
 from bitel.store.schema import (
     ANSWERED,
@@ -78,10 +87,11 @@ class _OpenAttempt(OpenCall, Protocol):
 _OPEN = (
     sa.select(
         *attempt.c["id", "call_id", "claim"],
-        *call.c["project_id", "campaign_id", "e164", "lane", "reserved"],
+        *call.c["project_id", "campaign_id", "e164", "lane", "reserved", "webhook_id"],
         project.c.unwanted_to_do_not_call,
         is_waiting.label("waits"),
         has_webhook.label("has_webhook"),
+        project_events,
         sa.exists(
             sa.select(sa.literal(1)).where(cancel_request.c.attempt_id == attempt.c.id)
         ).label("canceled"),
@@ -213,6 +223,15 @@ def _settle(
     end_waiting(conn, ends, now)
     requeue_calls(conn, again)
     _charge(conn, billed, now)
+    own = event_rows.own_types(conn, rows)
+    call_events.write(
+        conn,
+        [
+            CallEvent(CALL_COMPLETED, row.call_id, row.project_id, row.webhook_id, now)
+            for row in rows
+            if CALL_COMPLETED in event_rows.types_of(row, own)
+        ],
+    )
     for row in rows:
         if row.unwanted_to_do_not_call and offered[row.id].result.sip_code == UNWANTED:
             do_not_call.add(conn, row.project_id, row.e164)

@@ -1,36 +1,65 @@
-"""Outbox of webhook events: one per finished call, kept until it is delivered or given up.
+"""Outbox of webhook events, which are kept until they are delivered or given up.
 
-`endings.end_calls` writes an event in the transaction that ends its call. A deliverer leases
-events: while one is in flight, its `due_at` is the end of the lease, so that a crash delays events
-but loses none.
+`endings.end_calls` writes an event in the transaction that ends a call, and `call_events` one for
+each state that the call asks for. An event goes to the webhook that the call's request named, else
+to that of its project; both are signed with the project's secret. A deliverer leases events: while
+one is in flight, its `due_at` is the end of the lease, so that a crash delays events but loses
+none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
+from bitel.store.event_rows import has_webhook
 from bitel.store.fair_queue import NONE_TAKEN, FairQueue
 from bitel.store.schema import (
     DELIVERED,
     GIVEN_UP,
     PENDING,
     call,
+    is_undelivered,
     project,
+    webhook,
     webhook_event,
     webhook_try,
 )
 from bitel.store.sql_batch import Statement, in_chunks, is_among, values_parameter
 
+_LOOKS: Final = 5
+"""Queries of one claim: further ones replace events whose webhook is off."""
+
 LEASE: Final = 60.0
 """Seconds after which an event that was claimed may be claimed again."""
+
+
+class CallOver(NamedTuple):
+    """The content of the event at the end of a call."""
+
+    campaign_id: str | None
+    status: CallStatus
+    bill_seconds: int
+    phone_number: str
+    requested_at: float
+    price: Decimal
+
+
+class Snapshot(NamedTuple):
+    """The content of an event that has a type: the stored values of a call or a campaign."""
+
+    type: str
+    values: str
+    """As `call_events.from_snapshot` or `event_rows.campaign_from_snapshot` reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +72,18 @@ class Delivery:
     secret: str
     tries: int
     """How many tries were begun, this one included."""
-    call_id: str
-    campaign_id: str | None
-    status: CallStatus
-    bill_seconds: int
-    phone_number: str
-    requested_at: float
-    price: Decimal
+    created_at: float
+    """When it happened, in Unix seconds."""
+    call_id: str | None
+    """None: it is an event of a campaign."""
+    content: CallOver | Snapshot
+    webhook_id: str | None = None
+    """The webhook that its request named; None: it goes to that of the project."""
+
+    @property
+    def about(self) -> str:
+        """The id of the call, or of the event itself where it is a campaign's."""
+        return self.call_id or self.event_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +107,14 @@ class Event:
 
     id: str
     project_id: str
-    call_id: str
+    type: str
+    """As in `domain.webhooks`; empty: the end of a call."""
+    call_id: str | None
+    """None: it is an event of a campaign."""
+    campaign_id: str | None
+    """None: it is an event of a call."""
+    webhook_id: str | None
+    """The webhook that its request named; None: it goes to that of the project."""
     created_at: float
     due_at: float | None
     """When it is tried next; None: not any more."""
@@ -85,33 +126,94 @@ class Event:
 
 
 def _is_on(project_id: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """The project's own webhook is on, or one that its requests named."""
+    named = sa.exists().where(webhook.c.project_id == project_id, webhook.c.off_reason.is_(None))
     found: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
         project.c.id == project_id,
-        project.c.webhook_url.is_not(None),
         project.c.webhook_secret.is_not(None),
-        project.c.webhook_off_reason.is_(None),
+        sa.or_(has_webhook, named),
     )
     return found.scalar_subquery().is_not(None)
 
 
 _QUEUE: Final = FairQueue(
     webhook_event,
-    columns=tuple(webhook_event.c["id", "project_id", "due_at", "tries", "call_id"]),
+    columns=tuple(
+        webhook_event.c[
+            "id",
+            "project_id",
+            "due_at",
+            "tries",
+            "call_id",
+            "created_at",
+            "type",
+            "webhook_id",
+            "body",
+        ]
+    ),
     joined=(
-        *project.c["webhook_url", "webhook_secret"],
+        sa.case((has_webhook, project.c.webhook_url)).label("project_url"),
+        sa.case((webhook.c.off_reason.is_(None), webhook.c.url)).label("own_url"),
+        project.c.webhook_secret,
         *call.c["campaign_id", "status", "bill_seconds", "phone_number", "requested_at", "price"],
     ),
     joins=lambda event: (
         (project, project.c.id == event.c.project_id),
         (call, call.c.id == event.c.call_id),
+        (webhook, webhook.c.id == event.c.webhook_id),
     ),
     may_have_turn=_is_on,
+)
+_TURN_OFF: Final = (
+    sa.update(webhook)
+    .where(webhook.c.id == sa.bindparam("of_webhook"))
+    .values(off_reason=sa.bindparam("reason"))
 )
 _LEASE: Final = Statement(
     sa.update(webhook_event)
     .where(is_among(webhook_event.c.id, "leased"))
     .values(due_at=sa.bindparam("until"), tries=webhook_event.c.tries + 1)
 )
+
+PARKED: Final = 900.0
+"""Seconds until an event is looked at again whose webhook is off, while its project has others."""
+
+_MOST_PARKED: Final = 2000
+_OF_WEBHOOK: Final = (
+    sa.select(webhook_event.c.id)
+    .where(
+        webhook_event.c.project_id == sa.bindparam("of_project"),
+        sa.func.coalesce(webhook_event.c.webhook_id, "") == sa.bindparam("of_webhook"),
+        is_undelivered,
+        webhook_event.c.due_at <= sa.bindparam("now"),
+    )
+    .order_by(webhook_event.c.project_id, webhook_event.c.due_at, webhook_event.c.id)
+    .limit(sa.bindparam("most", type_=sa.BigInteger()))
+)
+_POSTPONE: Final = (
+    sa.update(webhook_event)
+    .where(webhook_event.c.id.in_(_OF_WEBHOOK))
+    .values(due_at=sa.bindparam("until"))
+)
+_GIVE_UP: Final = (
+    sa.update(webhook_event)
+    .where(webhook_event.c.id.in_(_OF_WEBHOOK))
+    .values(state=GIVEN_UP, due_at=None)
+)
+
+
+def _set_aside(conn: Connection, off: Collection[tuple[str, str | None]], now: float) -> None:
+    """Take due events out of the way whose webhook, by project and id, is off.
+
+    Those of a project's webhook wait until it is on again; those of a request's are given up.
+    """
+    for project_id, webhook_id in off:
+        these = {"of_project": project_id, "of_webhook": webhook_id or "", "now": now,
+                 "most": _MOST_PARKED}  # fmt: skip
+        if webhook_id is None:
+            conn.execute(_POSTPONE, {**these, "until": now + PARKED})
+        else:
+            conn.execute(_GIVE_UP, these)
 
 
 def claim_due(
@@ -127,32 +229,54 @@ def claim_due(
     """Lease up to `limit` due events, the longest due of each project first.
 
     Projects take turns, beginning after `after_project`: pass the project of the last delivery.
-    Each gets up to `limit_per_project`, those it has `in_flight` already included. Projects whose
-    URL is off have no turn.
+    Each gets up to `limit_per_project`, those it has `in_flight` already included. Projects without
+    a webhook that is on have no turn.
     """
     full = [key for key, count in in_flight.items() if count >= limit_per_project]
-    rows = _QUEUE.pick(
-        conn, {}, limit, now, after_project, full, most_each=limit_per_project, taken=in_flight
-    )
+    for _ in range(_LOOKS):
+        rows = _QUEUE.pick(
+            conn, {}, limit, now, after_project, full, most_each=limit_per_project, taken=in_flight
+        )
+        off = {(row.project_id, row.webhook_id) for row in rows if _url(row) is None}
+        if not off:
+            break
+        _set_aside(conn, off, now)
+    rows = [row for row in rows if _url(row) is not None]
     if rows:
         _LEASE.run(conn, {"leased": [(row.id,) for row in rows], "until": now + lease})
     return [
         Delivery(
             event_id=row.id,
             project_id=row.project_id,
-            url=row.webhook_url,
+            url=_url(row) or "",
             secret=row.webhook_secret,
             tries=row.tries + 1,
+            created_at=row.created_at,
             call_id=row.call_id,
-            campaign_id=row.campaign_id,
-            status=CallStatus(row.status),
-            bill_seconds=row.bill_seconds,
-            phone_number=row.phone_number,
-            requested_at=row.requested_at,
-            price=row.price,
+            content=_content(row),
+            webhook_id=row.webhook_id,
         )
         for row in rows
     ]
+
+
+def _url(row: Any) -> str | None:
+    """Where an event goes; None if that is off."""
+    url: str | None = row.project_url if row.webhook_id is None else row.own_url
+    return url
+
+
+def _content(row: Any) -> CallOver | Snapshot:
+    if row.type:
+        return Snapshot(row.type, row.body)
+    return CallOver(
+        row.campaign_id,
+        CallStatus(row.status),
+        row.bill_seconds,
+        row.phone_number,
+        row.requested_at,
+        row.price,
+    )
 
 
 _tries = values_parameter("tries", *webhook_try.c)
@@ -198,27 +322,41 @@ def _state_after(attempt: DeliveryAttempt) -> tuple[str, float | None]:
     return (PENDING, attempt.next_due) if attempt.next_due else (GIVEN_UP, None)
 
 
-def turn_off(conn: Connection, project_id: str, url: str, reason: str) -> bool:
-    """Stop the events of a project until its URL is set again. False: it has another URL now."""
+def turn_off(
+    conn: Connection, project_id: str, url: str, reason: str, webhook_id: str | None = None
+) -> bool:
+    """Stop the events of a webhook. False: the project has another URL now.
+
+    Those of a project wait until its URL is set again. Those of a webhook that a request named are
+    given up; another request that names it turns it on again.
+    """
+    if webhook_id is not None:
+        conn.execute(_TURN_OFF, {"of_webhook": webhook_id, "reason": reason})
+        these = {"of_project": project_id, "of_webhook": webhook_id, "now": math.inf}
+        conn.execute(_GIVE_UP, {**these, "most": sys.maxsize})
+        return True
     is_it = (project.c.id == project_id) & (project.c.webhook_url == url)
     turned = conn.execute(sa.update(project).where(is_it).values(webhook_off_reason=reason))
     return turned.rowcount == 1
 
 
 def redeliver(conn: Connection, project_id: str | None, which: str, now: float) -> bool:
-    """Make the event of that id, or of the call of that id, due at once with no tries.
+    """Make the event of that id, or those of the call or campaign of that id, due at once.
 
-    `project_id` None searches all projects. False: there is no such event.
+    Their tries are counted anew. A webhook that a request named, and its receiver has turned off,
+    is on again. `project_id` None searches all projects. False: there is no such event.
     """
-    found = conn.execute(
-        sa.update(webhook_event)
-        .where(
-            sa.or_(webhook_event.c.id == which, webhook_event.c.call_id == which),
-            sa.true() if project_id is None else webhook_event.c.project_id == project_id,
-        )
-        .values(state=PENDING, due_at=now, tries=0)
+    event = webhook_event.c
+    these = (
+        sa.or_(event.id == which, event.call_id == which, event.campaign_id == which),
+        sa.true() if project_id is None else event.project_id == project_id,
     )
-    return found.rowcount == 1
+    found = conn.execute(
+        sa.update(webhook_event).where(*these).values(state=PENDING, due_at=now, tries=0)
+    )
+    own = sa.select(event.webhook_id).where(*these, event.webhook_id.is_not(None))
+    conn.execute(sa.update(webhook).where(webhook.c.id.in_(own)).values(off_reason=None))
+    return found.rowcount > 0
 
 
 _TRIES = (
@@ -232,7 +370,8 @@ def history(
     conn: Connection, project_id: str | None = None, call_id: str | None = None, limit: int = 100
 ) -> list[Event]:
     """The last `limit` events, the newest first, with their tries."""
-    wanted = sa.select(webhook_event).order_by(webhook_event.c.id.desc()).limit(limit)
+    columns = [column for column in webhook_event.c if column.name != "body"]
+    wanted = sa.select(*columns).order_by(webhook_event.c.id.desc()).limit(limit)
     if project_id is not None:
         wanted = wanted.where(webhook_event.c.project_id == project_id)
     if call_id is not None:

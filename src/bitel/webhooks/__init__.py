@@ -2,5 +2,5 @@
 
 `endings.end_calls` writes an event to the outbox (`store/webhooks.py`). The `deliverer` claims due
 events, builds the body (`payload`), signs it (`signing`), posts it (`http_client`, to addresses
-that `url_policy` allows) and writes the result; `retry_policy` says when a failure is retried.
+that `domain.webhooks` allows) and writes the result; `retry_policy` says when a failure is retried.
 """

@@ -1,6 +1,6 @@
 """Delivers webhook events from the outbox (`store/webhooks.py`), for all projects.
 
-An event is written to the outbox in the transaction that ends its call. A claim is a lease for one
+An event is written to the outbox in the transaction of what it says. A claim is a lease for one
 try: if this process ends before it has written the result, the event becomes due again when the
 lease expires. So delivery is at least once, always with the same id, by which receivers can drop
 repetitions.
@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import httpx
 import structlog
@@ -28,12 +28,15 @@ from bitel.store.database import Database
 from bitel.store.webhooks import Delivery, DeliveryAttempt
 from bitel.webhooks import payload, retry_policy, signing
 from bitel.webhooks.http_client import DEFAULT_LIMITS, DeliveryResponse, HttpClient, TimeLimits
-from bitel.webhooks.url_policy import Resolver
+from bitel.webhooks.resolver import Resolver
 
 log = structlog.get_logger(__name__)
 
 GONE: Final = "its receiver answered 410 Gone"
-"""Why a project gets no more events."""
+"""Why a URL gets no more events."""
+
+ORDER_TIMEOUT: Final = 10.0
+"""Seconds that an event waits for the try of an earlier event of its call, at most."""
 
 _POLL = 1.0
 _AFTER_FAULT = 0.5
@@ -89,6 +92,12 @@ class _Finished:
     written: asyncio.Event
 
 
+class _Turn(NamedTuple):
+    before: asyncio.Event | None
+    """Set when the try before, of the same call, is over."""
+    over: asyncio.Event
+
+
 class Deliverer:
     """Delivers events until it is drained. Run it once.
 
@@ -123,6 +132,8 @@ class Deliverer:
         self._limiter = ConcurrencyLimiter(concurrency, per_project)
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished: list[_Finished] = []
+        # By call or campaign, the end of the last try that was begun.
+        self._posting: dict[str, asyncio.Event] = {}
         self._last_project = ""
         self._wake = asyncio.Event()
         self._draining = False
@@ -205,12 +216,23 @@ class Deliverer:
         for delivery in due:
             self._last_project = delivery.project_id
             self._limiter.begin(delivery.project_id)
-            task = asyncio.create_task(self._deliver(delivery))
+            task = asyncio.create_task(self._deliver(delivery, self._turn(delivery)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _deliver(self, delivery: Delivery) -> None:
+    def _turn(self, delivery: Delivery) -> _Turn:
+        """The place of an event among those of its call, or of its campaign."""
+        turn = _Turn(self._posting.get(delivery.about), asyncio.Event())
+        self._posting[delivery.about] = turn.over
+        return turn
+
+    async def _deliver(self, delivery: Delivery, turn: _Turn) -> None:
         """Make one try, and return when its result is written."""
+        if turn.before is not None:
+            # So the events of a call arrive in order, while their receiver answers.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ORDER_TIMEOUT):
+                    await turn.before.wait()
         begun = self._clock()
         failed = True
         try:
@@ -218,6 +240,9 @@ class Deliverer:
             failed = not response.delivered
         finally:
             self._limiter.end(delivery.project_id, failed=failed)
+            turn.over.set()
+            if self._posting.get(delivery.about) is turn.over:
+                del self._posting[delivery.about]
         next_due = None
         if failed:
             ended = begun + response.seconds
@@ -239,7 +264,11 @@ class Deliverer:
         await finished.written.wait()
 
     async def _post(self, delivery: Delivery, now: float) -> DeliveryResponse:
-        body = payload.body(delivery, self._date(delivery.requested_at))
+        try:
+            body = payload.body(delivery, self._date)
+        except (ValueError, KeyError, TypeError):
+            log.exception("webhook_try_broke", event_id=delivery.event_id)
+            return DeliveryResponse(None, "its stored values can't be read", 0.0)
         try:
             headers = signing.headers(delivery.secret, delivery.event_id, int(now), body)
         except InvalidRequestError as fault:
@@ -254,7 +283,7 @@ class Deliverer:
 
 
 def _write(conn: Connection, finished: Sequence[_Finished]) -> set[str]:
-    """Write results; returns the events that turned off their project's URL."""
+    """Write results; returns the events that turned off their URL."""
     turned_off: set[str] = set()
     attempts: list[DeliveryAttempt] = []
     for one in finished:
@@ -263,7 +292,7 @@ def _write(conn: Connection, finished: Sequence[_Finished]) -> set[str]:
         if (
             attempt.status_code is not None
             and retry_policy.is_gone(attempt.status_code)
-            and outbox.turn_off(conn, delivery.project_id, delivery.url, GONE)
+            and outbox.turn_off(conn, delivery.project_id, delivery.url, GONE, delivery.webhook_id)
         ):
             turned_off.add(attempt.event_id)
             attempt = replace(attempt, next_due=None)

@@ -22,10 +22,11 @@ from typing import Final, cast
 
 import httptools
 
+from bitel.domain.webhooks import Target, parse_url, why_blocked
 from bitel.errors import InvalidRequestError
 from bitel.ip_addresses import IPAddress
-from bitel.webhooks import retry_policy, url_policy
-from bitel.webhooks.url_policy import Resolve, Target
+from bitel.webhooks import retry_policy
+from bitel.webhooks.resolver import Resolve
 
 _Head = tuple[int, Mapping[str, str]]
 """Status and headers; names are in lower case, and the last of equal ones counts."""
@@ -119,7 +120,7 @@ class HttpClient:
         """
         begun = time.monotonic()
         try:
-            target = url_policy.parse(url)
+            target = parse_url(url)
             status, received = await self._exchange(target, _request(target, headers, body))
         except (InvalidRequestError, RequestError, OSError) as fault:
             error = self._describe(fault)
@@ -196,7 +197,7 @@ class HttpClient:
             addresses = await self._resolve(host)
         except OSError as error:
             raise RequestError(f"the name {host} can't be resolved: {error.strerror}") from None
-        blocked = {} if self._allow_private else {a: url_policy.why_blocked(a) for a in addresses}
+        blocked = {} if self._allow_private else {a: why_blocked(a) for a in addresses}
         allowed = [address for address in addresses if not blocked.get(address)]
         if not allowed:
             why = next(iter(blocked.values()), None)

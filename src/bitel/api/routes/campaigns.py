@@ -23,13 +23,14 @@ from bitel.api.dependencies import (
 from bitel.api.openapi import described
 from bitel.api.placement import check_date
 from bitel.api.reading import read
-from bitel.api.responses import CallPage, CampaignAnswer, campaign_answer, success
+from bitel.api.responses import CallPage, CampaignAnswer, success
 from bitel.api.schemas import CampaignPatch
 from bitel.domain.call_json import call_answer
+from bitel.domain.campaign_json import CampaignState, campaign_answer
 from bitel.domain.ids import is_id
 from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
 from bitel.store import campaigns
-from bitel.store.campaigns import CampaignChanges, CampaignState
+from bitel.store.campaigns import CampaignChanges
 
 router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
 
@@ -174,7 +175,7 @@ async def _answer(request: Request, project_id: str, campaign_id: str) -> Respon
     return success(campaign_answer(state, context.date, context.system_clock()))
 
 
-async def _state(request: Request, project_id: str, campaign_id: str) -> campaigns.CampaignState:
+async def _state(request: Request, project_id: str, campaign_id: str) -> CampaignState:
     state = None
     if is_id(campaign_id):
         state = await services_of(request).context.database.read(

@@ -31,15 +31,14 @@ from bitel.api.openapi import described
 from bitel.api.responses import (
     CampaignPage,
     ListedCallPage,
-    campaign_answer,
     listed_call_answer,
     success,
 )
 from bitel.domain.calls import CallStatus
+from bitel.domain.campaign_json import CampaignPhase, campaign_answer
 from bitel.errors import InvalidPhoneNumberError, InvalidRequestError
 from bitel.store import call_lists
 from bitel.store.call_lists import AFTER_LAST_ID, CallFilter, Page, Span
-from bitel.store.campaigns import CampaignPhase
 
 router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
 

@@ -161,6 +161,7 @@ def calls() -> None:
     index("ix_call_status", "call", ["project_id", "status", "id"])
     index("ix_call_number", "call", ["project_id", "e164", "id"])
     index("ix_call_reference", "call", ["project_id", "reference", "id"], "reference IS NOT NULL")
+    index("ix_call_webhook", "call", ["webhook_id"], "webhook_id IS NOT NULL")
 
 
 def webhook_events() -> None:

@@ -1,19 +1,17 @@
-"""Which URLs and addresses webhooks may be sent to, and the resolver that finds the addresses.
+"""Webhooks: the types of events, and the URLs that events may be sent to.
 
 Clients choose the URLs of webhooks, so the service must not be made to send requests into its own
-network (SSRF). Addresses are checked in any notation: by `check` when a URL is set, and by
+network (SSRF). Addresses are checked in any notation: by `check_url` when a URL is set, and by
 `why_blocked` for each connection.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
+import hashlib
 import ipaddress
 import re
 import socket
-import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
@@ -23,16 +21,59 @@ import httpx
 from bitel.errors import InvalidRequestError
 from bitel.ip_addresses import IPAddress, embedded_ipv4, special_purpose
 
-Resolve = Callable[[str], Awaitable[Sequence[IPAddress]]]
-"""Returns the addresses of a host name, or of an address in any notation. Raises OSError."""
+CALL_INITIATED: Final = "call.initiated"
+"""An attempt of the call begins."""
+CALL_RINGING: Final = "call.ringing"
+CALL_ANSWERED: Final = "call.answered"
+CALL_COMPLETED: Final = "call.completed"
+"""An attempt of the call is over; there may be another one."""
+CAMPAIGN_FINISHED: Final = "campaign.finished"
+"""The last call of the campaign is over."""
+EVENT_TYPES: Final = (
+    CALL_INITIATED,
+    CALL_RINGING,
+    CALL_ANSWERED,
+    CALL_COMPLETED,
+    CAMPAIGN_FINISHED,
+)
+"""The types of events that are sent where they are asked for."""
 
 LONGEST_URL: Final = 2048
 """Characters."""
-MAX_LOOKUPS: Final = 32
-"""Maximum concurrent lookups."""
 
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 _PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestWebhook:
+    """A webhook that a request names for its calls, in place of that of their project."""
+
+    id: str
+    """Made of the other fields, so that requests that name the same one share it."""
+    project_id: str
+    url: str
+    events: tuple[str, ...]
+    """Types of events besides the one at the end of each call."""
+
+
+def request_webhook(project_id: str, url: str, events: Collection[str]) -> RequestWebhook:
+    """The webhook with these fields; the order of the events does not matter."""
+    types = tuple(sorted(set(events)))
+    text = "\n".join((project_id, *types, url))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return RequestWebhook(digest[:32], project_id, url, types)
+
+
+def check_events(events: Collection[str], field: str) -> tuple[str, ...]:
+    """The types of events, each once. Raises InvalidRequestError, naming `field`."""
+    for each in events:
+        if each not in EVENT_TYPES:
+            raise InvalidRequestError(
+                f"{field} names no type of event: {each[:64]!r}; the types are "
+                + ", ".join(EVENT_TYPES)
+            )
+    return tuple(each for each in EVENT_TYPES if each in events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +99,7 @@ class Target:
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
-def parse(url: str) -> Target:
+def parse_url(url: str) -> Target:
     """Parse a webhook URL. Raises InvalidRequestError."""
     try:
         if len(url) > LONGEST_URL:
@@ -79,12 +120,12 @@ def parse(url: str) -> Target:
     return Target(parts.scheme, host, port, parts.raw_path.decode("ascii"))
 
 
-def check(url: str, *, allow_private: bool) -> None:
+def check_url(url: str, *, allow_private: bool) -> None:
     """Raise InvalidRequestError for a URL that webhooks can't be sent to.
 
     A host name is not resolved here: its addresses are checked for each connection.
     """
-    address = _written_address(parse(url).host)
+    address = _written_address(parse_url(url).host)
     why = None if address is None or allow_private else why_blocked(address)
     if why is not None:
         raise InvalidRequestError(
@@ -120,45 +161,3 @@ def _written_address(host: str) -> IPAddress | None:
 
 def _wrong(why: str) -> InvalidRequestError:
     return InvalidRequestError(f"the webhook URL {why}")
-
-
-class Resolver:
-    """Resolves names with the system's resolver; concurrent requests for a name share one lookup.
-
-    Each lookup has its own daemon thread: a name server that never answers blocks neither the event
-    loop's thread pool nor the end of the process.
-    """
-
-    def __init__(self) -> None:
-        self._free = asyncio.Semaphore(MAX_LOOKUPS)
-        self._lookups: dict[str, asyncio.Task[Sequence[IPAddress]]] = {}
-
-    async def __call__(self, host: str) -> Sequence[IPAddress]:
-        """The addresses of `host`, in the system's order of preference. Raises OSError."""
-        lookup = self._lookups.get(host)
-        if lookup is None:
-            lookup = self._lookups[host] = asyncio.create_task(self._look_up(host))
-            lookup.add_done_callback(lambda done: self._forget(host, done))
-        return await asyncio.shield(lookup)
-
-    def _forget(self, host: str, done: asyncio.Task[Sequence[IPAddress]]) -> None:
-        del self._lookups[host]
-        if not done.cancelled():
-            done.exception()  # marks it as retrieved, in case all callers were cancelled
-
-    async def _look_up(self, host: str) -> Sequence[IPAddress]:
-        async with self._free:
-            found: concurrent.futures.Future[Sequence[IPAddress]] = concurrent.futures.Future()
-            found.set_running_or_notify_cancel()  # the thread alone ends it
-            threading.Thread(
-                target=_getaddrinfo, args=(host, found), name="webhook-lookup", daemon=True
-            ).start()
-            return await asyncio.wrap_future(found)
-
-
-def _getaddrinfo(host: str, found: concurrent.futures.Future[Sequence[IPAddress]]) -> None:
-    try:
-        rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        found.set_result([ipaddress.ip_address(row[4][0]) for row in rows])
-    except (OSError, ValueError) as fault:  # ValueError: a label too long or empty, an odd address
-        found.set_exception(fault if isinstance(fault, OSError) else OSError(str(fault)))

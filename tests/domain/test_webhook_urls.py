@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitel.domain.webhooks import Target, check_url, parse_url, why_blocked
 from bitel.errors import InvalidRequestError
-from bitel.webhooks.url_policy import Target, check, parse, why_blocked
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from bitel.webhooks.url_policy import Target, check, parse, why_blocked
     ],
 )  # fmt: skip
 def test_a_url_is_taken_apart(url: str, target: Target, host_header: str) -> None:
-    parsed = parse(url)
+    parsed = parse_url(url)
     assert parsed == target
     assert parsed.host_header == (host_header or parsed.host)
 
@@ -64,14 +64,14 @@ def test_a_url_is_taken_apart(url: str, target: Target, host_header: str) -> Non
 )
 def test_what_is_no_target_is_refused_in_a_sentence(url: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"^the webhook URL ") as caught:
-        parse(url)
+        parse_url(url)
     assert "word" not in str(caught.value).replace("password", "")
 
 
 @given(st.text(max_size=60) | st.text("htps:/[]@.%0123456789abcdef:?#", max_size=60).map("http://".__add__))  # fmt: skip  # noqa: E501
 def test_any_text_is_a_target_or_refused(url: str) -> None:
     try:
-        target = parse(url)
+        target = parse_url(url)
     except InvalidRequestError:
         return
     assert target.scheme in ("http", "https")
@@ -172,10 +172,10 @@ def test_an_address_inside_another_is_judged_as_itself(inner: ipaddress.IPv4Addr
 )  # fmt: skip
 def test_a_url_that_names_a_private_address_is_refused_unless_allowed(host: str) -> None:
     with pytest.raises(InvalidRequestError, match="webhook_allow_private"):
-        check(f"http://{host}:8000/", allow_private=False)
-    check(f"http://{host}:8000/", allow_private=True)
+        check_url(f"http://{host}:8000/", allow_private=False)
+    check_url(f"http://{host}:8000/", allow_private=True)
 
 
 @pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "[2606:4700::1111]", "1.example"])
 def test_names_and_public_addresses_pass(host: str) -> None:
-    check(f"https://{host}/", allow_private=False)
+    check_url(f"https://{host}/", allow_private=False)
