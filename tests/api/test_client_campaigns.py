@@ -101,9 +101,7 @@ def test_every_field_of_the_schema_has_an_option() -> None:
     arguments = {"phone_numbers", "recipients", "list_id", "text", "language"}
     assert {parts.get(name, name) for name in options} | arguments == fields
     assert set(CampaignChanges.__optional_keys__) == set(schemas.CampaignPatch.model_fields)
-    assert set(Recipient.__dataclass_fields__) == set(
-        schemas.RecipientBody.model_fields
-    )
+    assert set(Recipient.__dataclass_fields__) == set(schemas.RecipientBody.model_fields)
 
 
 def test_an_option_that_does_not_exist_is_refused_at_once() -> None:
