@@ -19,8 +19,8 @@ import uvicorn
 from bitel.api.server import config
 from bitel.cli import main
 from bitel.store.database import Database
-from tests.api.stage import Stage
 from tests.cli.shell import Service, Shell
+from tests.support.api_stage import Stage
 from tests.support.clocks import FakeClock
 from tests.support.waiting import wait_until
 

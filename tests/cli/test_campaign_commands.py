@@ -23,8 +23,8 @@ from bitel.api import campaign_events
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.api.stage import Stage
     from tests.cli.shell import Shell
+    from tests.support.api_stage import Stage
 
 PEOPLE = "phone,reference,name\n09121234567,a-1,Sara\n0912,a-2,Ali\n09350000001,a-3,Nima\n"
 GOOD = "phone,reference,name\n09121234567,a-1,Sara\n09350000001,a-3,Nima\n09121234567,a-4,Ali\n"
@@ -52,6 +52,7 @@ def numbers(tmp_path: Path) -> str:
 
 
 def test_a_batch_takes_every_option(run: Run, live: Stage, numbers: str) -> None:
+    live.change(webhook_url="https://example.com/usual", webhook_secret="whsec_x")
     at = int(live.clock())
     later = datetime.fromtimestamp(at + 7200, UTC).isoformat()
     placed = run(
