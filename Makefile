@@ -57,6 +57,7 @@ lock: ## resolve the requirements again
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --extra server --extra postgres --extra speech --group build -o requirements/run.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra server --extra postgres --extra speech --group build --group dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --group pyproject.toml:peers -o requirements/peers.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --group pyproject.toml:generator -o requirements/generator.txt
 
 release: ## changelog, version, commit, tag, wheel and sdist: make release VERSION=0.2.0
 	@scripts/setup dev

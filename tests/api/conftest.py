@@ -14,8 +14,10 @@ import structlog
 import uvicorn
 
 from bitel.api.server import config
+from bitel.client import AsyncClient, Client
 from bitel.store.database import Database
 from tests.api.stage import Stage
+from tests.support.api_clients import Awaited, Threaded
 from tests.support.clocks import FakeClock
 from tests.support.waiting import until
 
@@ -55,6 +57,16 @@ def make_stage(sqlite_database: Database, clock: FakeClock, tmp_path: Path) -> C
 def served() -> Callable[[Stage], Any]:
     """Serves a stage's application on a real socket: `async with served(stage) as url`."""
     return _served
+
+
+@pytest.fixture(params=["blocking", "asynchronous"])
+def opened(request: Any) -> Callable[[str, str], Any]:
+    """Makes a client of each kind, with the token and for the URL given."""
+    kinds: dict[str, Callable[[str, str], Any]] = {
+        "blocking": lambda token, url: Threaded(Client(token, url)),
+        "asynchronous": lambda token, url: Awaited(AsyncClient(token, url)),
+    }
+    return kinds[request.param]
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bitel import client as clients
-from bitel.client import AsyncClient, Client, verify_webhook
+from bitel.client import verify_webhook
 from bitel.errors import (
     BitelError,
     ConflictError,
@@ -29,52 +29,6 @@ if TYPE_CHECKING:
     from tests.api.stage import Stage
 
 NUMBER = "09121234567"
-
-
-class Awaited:
-    """An AsyncClient with every answer awaited: then both are used alike."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-
-        async def ask(*arguments: Any, **options: Any) -> Any:
-            answer = method(*arguments, **options)
-            if hasattr(answer, "__aiter__"):
-                return [item async for item in answer]
-            return await answer
-
-        return ask
-
-
-class Threaded:
-    """A Client on a thread, since the service runs in the loop of the test."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-
-        def ask(*arguments: Any, **options: Any) -> Any:
-            answer = method(*arguments, **options)
-            return list(answer) if hasattr(answer, "__next__") else answer
-
-        async def asked(*arguments: Any, **options: Any) -> Any:
-            return await asyncio.to_thread(ask, *arguments, **options)
-
-        return asked
-
-
-@pytest.fixture(params=["blocking", "asynchronous"])
-def opened(request: Any) -> Callable[[str, str], Any]:
-    kinds: dict[str, Callable[[str, str], Any]] = {
-        "blocking": lambda token, url: Threaded(Client(token, url)),
-        "asynchronous": lambda token, url: Awaited(AsyncClient(token, url)),
-    }
-    return kinds[request.param]
 
 
 async def test_everything_can_be_asked(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+import openapi_spec_validator
 import pytest
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from bitel.api import app as application
-from bitel.api import responses
+from bitel.api import responses, webhook_document
 from bitel.api import schemas as bodies
+from bitel.api.operation_ids import OPERATION_IDS
 from bitel.api.responses import placed_answer, recording_answer
 from bitel.store import recordings
 from bitel.store.recordings import Recording
+from bitel.webhooks.signing import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
 
 if TYPE_CHECKING:
     from tests.api.stage import Stage
@@ -62,7 +66,9 @@ async def test_every_route_is_described(document: Any) -> None:
 
 async def test_bodies_are_described_with_their_limits(document: Any) -> None:
     single = document["paths"]["/api/v2/voice/single"]["post"]
-    schema = single["requestBody"]["content"]["application/json"]["schema"]
+    content = single["requestBody"]["content"]["application/json"]
+    assert content["schema"] == {"$ref": "#/components/schemas/SingleBody"}
+    schema = document["components"]["schemas"]["SingleBody"]
     assert set(schema["required"]) == {"phoneNumber", "voiceId"}
     number = schema["properties"]["retryCount"]["anyOf"][0]
     assert number == {"type": "integer", "minimum": 0, "maximum": 10}
@@ -118,9 +124,12 @@ async def test_calls_may_be_placed_once_with_a_key(document: Any) -> None:
         for parameter in operation.get("parameters", [])
         if (parameter["name"], parameter["in"]) == ("Idempotency-Key", "header")
     }
-    placing = {path for path in document["paths"] if "/voice/" in path and "{" not in path}
-    lists = {"/api/v2/voice/calls", "/api/v2/voice/campaigns"}
-    assert with_key == placing - {"/api/v2/files/voice"} - lists
+    placing = {
+        path
+        for path, methods in document["paths"].items()
+        if "/voice/" in path and "{" not in path and "post" in methods
+    }
+    assert with_key == placing
 
 
 async def test_each_example_of_a_body_is_taken_as_it_is(sqlite_stage: Stage, document: Any) -> None:
@@ -128,17 +137,21 @@ async def test_each_example_of_a_body_is_taken_as_it_is(sqlite_stage: Stage, doc
     made = Recording(bodies._VOICE_ID, stage.project_id, "hello", 1.0, 9, 1.0)
     stage.do(lambda conn: recordings.add(conn, made))
     sent = set()
+    schemas = document["components"]["schemas"]
     async with stage.client() as client:
         batch = {"phoneNumbers": ["09120000001"], "voiceId": stage.recording_id}
         campaign_id = (await client.post("/api/v2/voice/batch", json=batch)).json()["campaignId"]
         for path, methods in document["paths"].items():
             for method, operation in methods.items():
                 body = operation.get("requestBody", {}).get("content", {}).get("application/json")
-                for example in body["schema"]["examples"] if body else ():
+                if body is None:
+                    continue
+                schema = schemas[body["schema"]["$ref"].rpartition("/")[2]]
+                for example in schema["examples"]:
                     path = path.replace("{campaign_id}", campaign_id)
                     answer = await client.request(method, path, json=example)
                     assert answer.status_code == 200, (path, answer.text)
-                    sent.add(body["schema"]["title"])
+                    sent.add(schema["title"])
     shapes = {name for name, each in vars(bodies).items() if _is_a_body(each)}
     parts = {"RetryBody", "WebhookBody", "RecipientBody"}
     assert sent == shapes - parts - {"Body", "CallTerms", "RequestTerms", "BatchTerms"}
@@ -151,13 +164,83 @@ def _is_a_body(each: Any) -> bool:
 async def test_each_example_of_an_answer_fits_its_description(document: Any) -> None:
     described = set()
     for name, schema in document["components"]["schemas"].items():
+        if hasattr(bodies, name):
+            continue  # sent by the test above
         for example in schema.get("examples", ()):
-            shape = getattr(responses, name)
-            # FastAPI leaves out what is null.
-            whole = dict.fromkeys(shape.model_fields) | example
+            shape = getattr(responses, name, None) or getattr(webhook_document, name)
+            whole = _with_nulls(shape, example)
             assert shape.model_validate(whole, strict=True).model_dump() == whole
             described.add(name)
     assert described >= {"CallAnswer", "CampaignAnswer", "CdrAnswer", "Failure", "RecordingPage"}
+    assert described >= {"CallEndEvent", "CallEvent", "CampaignEvent", "CallDetailsAnswer"}
+
+
+def _with_nulls(shape: Any, example: Any) -> Any:
+    """The example with the keys that are null, which FastAPI leaves out."""
+    if isinstance(example, list):
+        return [_with_nulls(get_args(shape)[0], each) for each in example]
+    if not (isinstance(shape, type) and issubclass(shape, BaseModel)):
+        return example
+    return {
+        name: _with_nulls(field.annotation, example.get(name))
+        for name, field in shape.model_fields.items()
+    }
+
+
+async def test_every_operation_has_a_name_of_its_own(document: Any) -> None:
+    named = {
+        f"{method.upper()} {path}": operation["operationId"]
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert named == dict(OPERATION_IDS)
+    for name in named.values():
+        assert re.fullmatch(r"[a-z]+([A-Z][a-z]+|V1)+", name), name
+    webhooks = {name: each["post"]["operationId"] for name, each in document["webhooks"].items()}
+    assert webhooks == {
+        "call.ended": "onCallEnded",
+        "call.initiated": "onCallInitiated",
+        "call.ringing": "onCallRinging",
+        "call.answered": "onCallAnswered",
+        "call.completed": "onCallCompleted",
+        "campaign.finished": "onCampaignFinished",
+    }
+    assert len({*named.values(), *webhooks.values()}) == len(named) + len(webhooks)
+
+
+async def test_webhooks_are_described_with_their_headers_and_bodies(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    types = set()
+    for name, methods in document["webhooks"].items():
+        operation = methods["post"]
+        assert operation["description"], name
+        headers = {each["name"]: each for each in operation["parameters"]}
+        assert set(headers) == {ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER}
+        assert all(each["in"] == "header" and each["required"] for each in headers.values())
+        content = operation["requestBody"]["content"]["application/json"]
+        schema = schemas[content["schema"]["$ref"].rpartition("/")[2]]
+        assert schema["examples"], name
+        kind = schema["properties"].get("type", {})
+        types.update(kind.get("enum", [kind["const"]] if "const" in kind else []))
+        assert {"2XX", "410", "default"} <= set(operation["responses"])
+    assert types == set(document["webhooks"]) - {"call.ended"}
+
+
+async def test_files_are_described_as_binary(document: Any) -> None:
+    binary = {"type": "string", "format": "binary"}
+    for path in ("files/voice", "files/list", "account/do-not-call/import"):
+        body = document["paths"][f"/api/v2/{path}"]["post"]["requestBody"]["content"]
+        (schema,) = (each["schema"] for each in body.values())
+        assert list(body) == ["multipart/form-data"]
+        assert schema["required"] == ["file"]
+        assert binary.items() <= schema["properties"]["file"].items()
+    wav = document["paths"]["/api/v2/files/voice/{voice_id}"]["get"]["responses"]["200"]
+    assert wav["content"] == {"audio/wav": {"schema": binary}}
+
+
+async def test_the_document_is_valid(document: Any) -> None:
+    assert document["openapi"].startswith("3.1")
+    openapi_spec_validator.validate(document)
 
 
 async def test_the_page_needs_nothing_from_elsewhere(sqlite_stage: Stage) -> None:

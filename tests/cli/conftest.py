@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -11,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import typer
+import uvicorn
 
+from bitel.api.server import config
 from bitel.cli import main
+from bitel.store.database import Database
 from tests.cli.shell import Service, Shell
+from tests.support.api_stage import Stage
+from tests.support.clocks import FakeClock
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +63,25 @@ def service(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> Iterator[Service]:
     yield made
     made.server.shutdown()
     made.server.server_close()
+
+
+@pytest.fixture
+def live(
+    monkeypatch: pytest.MonkeyPatch,
+    shell: Shell,
+    sqlite_database: Database,
+    clock: FakeClock,
+    tmp_path: Path,
+) -> Iterator[Stage]:
+    """The real API on a socket, at BITEL_URL; nothing dials its calls."""
+    stage = Stage.make(sqlite_database, clock, tmp_path / "service")
+    with structlog.testing.capture_logs(), socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(config(stage.app, stage.parts.settings.http))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        wait_until(lambda: server.started)
+        monkeypatch.setenv("BITEL_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.setenv("BITEL_TOKEN", stage.token)
+        yield stage
+        server.should_exit = True
+        thread.join(20)

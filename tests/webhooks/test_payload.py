@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from bitel.api.webhook_document import CallEndEvent
 from bitel.domain.calls import CallStatus
 from bitel.store.webhooks import CallOver, Delivery
 from bitel.webhooks import payload
@@ -54,3 +55,9 @@ def test_a_single_call_that_cost_nothing(status: CallStatus) -> None:
     assert (event["campaignId"], event["cause"]) == (None, status.name)
     assert (event["balanceSubtracted"], event["billSec"]) == (0.0, 0)
     assert "-0" not in body.decode()
+
+
+def test_an_event_is_as_the_document_of_the_api_says() -> None:
+    posted = json.loads(payload.body(DELIVERY, float))
+    assert list(posted) == list(CallEndEvent.model_fields)
+    CallEndEvent.model_validate(posted)

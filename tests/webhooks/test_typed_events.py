@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select, update
 
+from bitel.api.responses import CallDetailsAnswer, CampaignAnswer
+from bitel.api.webhook_document import CallEvent, CampaignEvent
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.retry import Finish, RetryAt
@@ -119,6 +121,9 @@ async def test_each_state_of_a_call_is_posted_once_in_order_and_signed(world: Wo
         assert verify(secret, got.headers, got.body, world.clock())
     typed = [got.event for got in one.received if "type" in got.event]
     assert all(list(event) == ["type", "date", "data"] for event in typed)
+    for event in typed:
+        CallEvent.model_validate(event, strict=True)
+        assert list(event["data"]) == list(CallDetailsAnswer.model_fields)
     assert [event["date"] for event in typed] == sorted(event["date"] for event in typed)
     assert [len(event["data"]["attempts"]) for event in typed] == [1, 1, 1, 2, 2, 2, 2]
     assert [event["data"]["status"] for event in typed] == ["WAITING"] * 6 + ["NORMAL"]
@@ -268,6 +273,8 @@ async def test_a_campaigns_end_is_posted_after_its_last_call(world: World) -> No
     assert (event["data"]["id"], event["data"]["name"]) == (made.id, "spring")
     assert (event["data"]["byStatus"]["NORMAL"], event["data"]["answered"]) == (len(calls), 2)
     assert event["date"] == event["data"]["finishedDate"]
+    CampaignEvent.model_validate(event, strict=True)
+    assert list(event["data"]) == list(CampaignAnswer.model_fields)
 
 
 async def test_stored_values_that_cannot_be_read_are_a_failed_try(sqlite_post: Post) -> None:

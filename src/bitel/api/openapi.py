@@ -10,6 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from bitel.api import webhook_document
+from bitel.api.operation_ids import OPERATION_IDS
 from bitel.api.reading import IDEMPOTENCY_PARAMETER, REPLAYED_HEADER
 from bitel.api.responses import REPLAYED, Failure, Success
 from bitel.errors import (
@@ -167,15 +169,28 @@ def file_body(what: str, **fields: dict[str, Any]) -> dict[str, Any]:
 def document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document of `app`, without the 422 that FastAPI adds and no route answers."""
     content = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        webhooks=webhook_document.router.routes,
     )
     schemas = content.setdefault("components", {}).setdefault("schemas", {})
-    for path in content["paths"].values():
-        for operation in path.values():
+    for path, methods in content["paths"].items():
+        for method, operation in methods.items():
+            name = OPERATION_IDS.get(f"{method.upper()} {path}", operation["operationId"])
+            operation["operationId"] = name
             operation["responses"].pop("422", None)
             bodies = operation.get("requestBody", {}).get("content", {})
             for body in bodies.values():
-                schemas |= body["schema"].pop("$defs", {})
+                schema = body["schema"]
+                schemas |= schema.pop("$defs", {})
+                # Under its own name, generators have one class for the bodies that are alike.
+                if "title" in schema:
+                    schemas[schema["title"]] = schema
+                    body["schema"] = {"$ref": _SCHEMA.format(model=schema["title"])}
+    for webhook in content["webhooks"].values():
+        webhook["post"]["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return content

@@ -57,6 +57,11 @@ _INVALID_ROW: Final[dict[str, Any]] = {
     "IR or with its country code (+98…)",
 }
 _CAMPAIGN_ID: Final = "0197b2a4c1d07e63a5f81c0d9be24f16"
+_SKIPPED: Final[dict[str, Any]] = {
+    "index": 1,
+    "phoneNumber": "0912",
+    "message": "phoneNumbers[1] '0912' is not the number of a subscriber",
+}
 _CURSOR: Final = "AZeypMHQfmOl-BwNm-JPFw=="
 _CAMPAIGN: Final[dict[str, Any]] = {
     "id": _CAMPAIGN_ID,
@@ -118,6 +123,17 @@ _CALL_DETAILS: Final[dict[str, Any]] = {
 
 def _example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
+def example_of(shape: type[BaseModel]) -> dict[str, Any]:
+    """The example of an answer."""
+    extra = shape.model_config["json_schema_extra"]
+    assert isinstance(extra, dict)
+    examples = extra["examples"]
+    assert isinstance(examples, list)
+    found = examples[0]
+    assert isinstance(found, dict)
+    return found
 
 
 class CallAnswer(BaseModel):
@@ -477,12 +493,26 @@ class Success(BaseModel, Generic[T]):
     error: None
 
 
+class SkippedAnswer(BaseModel):
+    """A recipient that a batch has left out."""
+
+    model_config = _example(**_SKIPPED)
+
+    index: Annotated[int, Field(description="Its position in the request, from 0.")]
+    phoneNumber: Annotated[str, Field(description="As the client sent it.")]
+    message: Annotated[str, Field(description="What is wrong with it, in a sentence.")]
+
+
 class BatchSuccess(Success[list[CallAnswer]]):
     """The envelope of a batch's calls."""
 
-    model_config = _example(result=[_CALL], error=None, campaignId=_CAMPAIGN_ID)
+    model_config = _example(result=[_CALL], error=None, campaignId=_CAMPAIGN_ID, skipped=[_SKIPPED])
 
     campaignId: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    skipped: Annotated[
+        list[SkippedAnswer] | None,
+        Field(description="Who was left out; present where the request says `skipInvalid`."),
+    ] = None
 
 
 class Failure(BaseModel):

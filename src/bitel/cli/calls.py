@@ -1,4 +1,4 @@
-"""Commands about calls: `bitel call`, `status`, `cancel`, `attempts`, `trace` and `erase`."""
+"""Commands about calls: `bitel call`, `calls`, `status`, `cancel`, `attempts`, `trace`, `erase`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +21,14 @@ from bitel.domain.attempts import Outcome
 from bitel.errors import ConflictError, NotFoundError
 
 if TYPE_CHECKING:
-    from bitel.client import Call
+    from bitel.client import Call, CallDetails
     from bitel.domain.attempts import Media
     from bitel.settings import Settings
     from bitel.store.calls import AttemptRow
     from bitel.store.database import Database
 
+LARGEST_PAGE = 1000
+"""Calls of one request."""
 ERASED_AT_ONCE = 200
 """Calls that one transaction of `bitel erase` changes."""
 
@@ -53,10 +56,61 @@ def call(
         raise typer.Exit(1)
 
 
-def status(call_id: common.Id, as_json: common.Json = False, config: common.Config = None) -> None:
+def status(
+    call_id: common.Id,
+    details: Annotated[
+        bool, Option("--details", help="Show its attempts, and why each ended.")
+    ] = False,
+    as_json: common.Json = False,
+    config: common.Config = None,
+) -> None:
     """Show how a call stands."""
     with common.open_client(config) as client:
-        _show(client.status(call_id), as_json)
+        if details:
+            _show_details(client.call_details(call_id), as_json)
+        else:
+            _show(client.status(call_id), as_json)
+
+
+def calls(
+    status: Annotated[
+        list[str] | None, Option(metavar="STATUS", help="In this status; may be repeated.")
+    ] = None,
+    number: Annotated[
+        str | None, Option(metavar="NUMBER", help="To this number, in any spelling.")
+    ] = None,
+    reference: Annotated[
+        str | None, Option(metavar="TEXT", help="With this reference of yours.")
+    ] = None,
+    campaign: Annotated[str | None, Option(metavar="ID", help="Of this campaign.")] = None,
+    since: common.Time = None,
+    until: common.Time = None,
+    limit: Annotated[int, Option(metavar="N", min=1, help="How many, at most.")] = 100,
+    as_json: common.Json = False,
+    config: common.Config = None,
+) -> None:
+    """List the project's calls that fit all options, the newest first.
+
+    --since and --until are about when a call was requested.
+    """
+    with common.open_client(config) as client:
+        found = client.calls(
+            min(limit, LARGEST_PAGE),
+            status=[each.upper() for each in status or ()],
+            phone_number=number,
+            reference=reference,
+            campaign_id=campaign,
+            since=common.read_time("--since", since),
+            until=common.read_time("--until", until),
+        )
+        listed = list(islice(found, limit))
+    if as_json:
+        common.print_json(listed)
+        return
+    for each in listed:
+        at = common.utc(each["requestDate"])
+        mine = f"  {each['reference']}" if each["reference"] else ""
+        print(f"{each['id']}  {at}  {each['status']:<9}  {each['phoneNumber']}{mine}")
 
 
 def cancel(
@@ -93,6 +147,30 @@ def _show(call: Call, as_json: bool) -> None:
         return
     billed = f"  {call['billSec']} s  {call['price']:g}" if call["billSec"] else ""
     print(f"{call['id']}  {call['status']}  {call['phoneNumber']}{billed}")
+
+
+def _show_details(call: CallDetails, as_json: bool) -> None:
+    if as_json:
+        common.print_json(call)
+        return
+    _show(call, as_json)
+    words = {
+        "reason": call["reason"],
+        "reference": call["reference"],
+        "campaign": call["campaignId"],
+        "keys": call["keys"],
+        "answered by": call["machine"],
+    }
+    for name, value in words.items():
+        if value:
+            print(f"   {name}: {value}")
+    for each in call["attempts"]:
+        steps = {"rang": each["ringDate"], "answered": each["answerDate"], "ended": each["endDate"]}
+        after = [f"{name} after {at - each['startDate']} s" for name, at in steps.items() if at]
+        code = f" {each['sipCode']}" if each["sipCode"] else ""
+        reason = f" ({each['reason']})" if each["reason"] else ""
+        outcome = f"{each['outcome'] or 'under way'}{code}{reason}"
+        print(f"{each['number']}  {common.utc(each['startDate'])}  {', '.join([outcome, *after])}")
 
 
 def attempts(

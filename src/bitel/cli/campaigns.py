@@ -1,70 +1,31 @@
-"""Commands about campaigns: `bitel batch` and `bitel campaign`."""
+"""Commands about campaigns: `bitel campaign`."""
 
 from __future__ import annotations
 
 import math
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
-from typer import Argument, Option
+from typer import Option
 from typer.core import TyperGroup
 
 from bitel import exact_json
 from bitel.cli import common
-from bitel.cli.number_lists import MOST_SHOWN, NumberList, located, read_number_list
-from bitel.cli.voices import voice_id
-from bitel.errors import BitelError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from bitel.client import Campaign, Client
+    from bitel.client import Campaign, CampaignChanges, Client
     from bitel.domain.campaign_json import CampaignState
 
+NONE: Final = "none"
+"""Removes a limit."""
 
-def batch(
-    file: Annotated[
-        Path,
-        Argument(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
-            show_default=False,
-            help="One number a line, or a CSV; - is the standard input.",
-        ),
-    ],
-    voice: common.Voice,
-    column: Annotated[
-        str | None,
-        Option(
-            metavar="NAME", help="The CSV column of the numbers, by its heading; found if left out."
-        ),
-    ] = None,
-    retries: common.Retries = None,
-    server: Annotated[
-        str | None, Option(metavar="ID", help="The dialer that places the calls.")
-    ] = None,
-    wait: Annotated[bool, Option("--wait", help="Wait until all calls are over.")] = False,
-    as_json: common.Json = False,
-    config: common.Config = None,
-) -> None:
-    """Play a recording to many numbers. With --wait, succeeds only if all of them answered."""
-    found = _read_list(file, column, config)
-    with common.open_client(config) as client:
-        played = voice_id(client, voice)
-        try:
-            placed = client.batch(found.numbers, played, retry_count=retries, server_id=server)
-        except BitelError as error:
-            raise located(error, found, str(file)) from None
-        campaign = client.campaign(placed["campaignId"])
-        if wait:
-            campaign = _wait(client, campaign)
-    show_campaign(campaign, as_json)
-    if wait and campaign["byStatus"].get("NORMAL") != campaign["total"]:
-        raise typer.Exit(1)
+Number = TypeVar("Number", int, float)
 
 
 class _ShownByDefault(TyperGroup):
@@ -99,6 +60,7 @@ def show(
         common.print_json({**state, "calls": listed} if calls else state)
         return
     show_campaign(state, as_json)
+    _show_terms(state)
     for call in listed:
         print(f"{call['id']}  {call['status']:<10} {call['billSec']:>5} s  {call['phoneNumber']}")
 
@@ -142,28 +104,130 @@ def list_(
         print(f"{each['id']}  {at}  {each['total']:>7}  {each['project']}  {counts}")
 
 
-def _read_list(file: Path, column: str | None, config: Path | None) -> NumberList:
-    from bitel import settings as all_settings
-
-    raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    loaded = all_settings.load(config)
-    found = read_number_list(raw, str(file), column, loaded.region, loaded.extra_prefixes)
-    if found.duplicates:
-        count = len(found.duplicates)
-        shown = ", ".join(found.duplicates[:MOST_SHOWN])
-        more = f" and {count - MOST_SHOWN} more" if count > MOST_SHOWN else ""
-        what = "number is" if count == 1 else "numbers are"
-        print(f"bitel: {count} {what} called once only: {shown}{more}", file=sys.stderr)
-    return found
+@app.command()
+def pause(
+    campaign_id: common.Id, as_json: common.Json = False, config: common.Config = None
+) -> None:
+    """Start no further call of a campaign until it is resumed."""
+    with common.open_client(config) as client:
+        show_campaign(client.pause_campaign(campaign_id), as_json)
 
 
-def _wait(client: Client, campaign: Campaign) -> Campaign:
+@app.command()
+def resume(
+    campaign_id: common.Id, as_json: common.Json = False, config: common.Config = None
+) -> None:
+    """Go on with a campaign that was paused."""
+    with common.open_client(config) as client:
+        show_campaign(client.resume_campaign(campaign_id), as_json)
+
+
+@app.command()
+def cancel(
+    campaign_id: common.Id, as_json: common.Json = False, config: common.Config = None
+) -> None:
+    """Call off every call of a campaign that nobody has answered yet."""
+    with common.open_client(config) as client:
+        show_campaign(client.cancel_campaign(campaign_id), as_json)
+
+
+@app.command("set")
+def set_(
+    campaign_id: common.Id,
+    name: Annotated[
+        str | None, Option(metavar="NAME", help=f"A name for people; {NONE}: no name.")
+    ] = None,
+    end_at: Annotated[
+        str | None,
+        Option(metavar="TIME", help=f"No call starts then or later; {NONE}: no such time."),
+    ] = None,
+    calls_per_second: Annotated[
+        str | None, Option(metavar="N", help=f"Calls that start a second; {NONE}: any.")
+    ] = None,
+    max_channels: Annotated[
+        str | None, Option(metavar="N", help=f"Calls at once; {NONE}: any.")
+    ] = None,
+    as_json: common.Json = False,
+    config: common.Config = None,
+) -> None:
+    """Change a campaign while it runs; what is left out stays."""
+    changes: CampaignChanges = {}
+    if name is not None:
+        changes["name"] = None if name == NONE else name
+    if end_at is not None:
+        changes["end_at"] = None if end_at == NONE else common.read_time("--end-at", end_at)
+    if calls_per_second is not None:
+        changes["calls_per_second"] = _limit("--calls-per-second", calls_per_second, float)
+    if max_channels is not None:
+        changes["max_channels"] = _limit("--max-channels", max_channels, int)
+    if not changes:
+        raise typer.BadParameter("say what to change, as --calls-per-second 5")
+    with common.open_client(config) as client:
+        changed = client.change_campaign(campaign_id, **changes)
+    show_campaign(changed, as_json)
+    if not as_json:
+        _show_terms(changed)
+
+
+@app.command()
+def watch(
+    campaign_id: common.Id, as_json: common.Json = False, config: common.Config = None
+) -> None:
+    """Follow a campaign until all its calls are over.
+
+    With --json each change is one line of JSON.
+    """
+    with common.open_client(config) as client:
+        events = client.campaign_events(campaign_id)
+        first = next(events, None)
+        last = first.campaign if first is not None else client.campaign(campaign_id)
+        with progress_bars(last, is_shown=not as_json) as show:
+            for seen in chain([last], (each.campaign for each in events)):
+                if seen == last and seen is not last:
+                    continue  # the last event repeats the state before
+                last = seen
+                show(seen)
+                if as_json:
+                    common.print_json(seen)
+    if not as_json:
+        show_campaign(last, as_json)
+
+
+@app.command()
+def results(
+    campaign_id: common.Id,
+    output: Annotated[
+        Path | None,
+        Option("--output", "-o", metavar="FILE", help="Where to; campaign-ID.csv if left out."),
+    ] = None,
+    as_json: common.Json = False,
+    config: common.Config = None,
+) -> None:
+    """Write every call of a campaign, with its attempts, to a CSV file."""
+    file = output or Path(f"campaign-{campaign_id}.csv")
+    with (
+        common.open_client(config) as client,
+        common.transfer_bar(file.name, None) as progress,
+    ):
+        client.results(campaign_id, file, progress)
+    if as_json:
+        common.print_json({"file": str(file), "size": file.stat().st_size})
+    else:
+        print(file)
+
+
+@contextmanager
+def progress_bars(
+    campaign: Campaign, *, is_shown: bool = True
+) -> Iterator[Callable[[Campaign], None]]:
+    """Yield a function that shows a state of the campaign, as bars if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    is_off = not (is_shown and console.is_terminal)
+    with Progress(*columns, console=console, disable=is_off) as progress:
         bars = {
             status: progress.add_task(text, total=campaign["total"])
             for status, text in (("", "over"), ("NORMAL", "answered"))
@@ -174,6 +238,12 @@ def _wait(client: Client, campaign: Campaign) -> Campaign:
             progress.update(bars[""], completed=over)
             progress.update(bars["NORMAL"], completed=seen["byStatus"].get("NORMAL", 0))
 
+        yield show
+
+
+def wait_for(client: Client, campaign: Campaign) -> Campaign:
+    """The campaign once all its calls are over, with progress bars on a terminal."""
+    with progress_bars(campaign) as show:
         return client.wait_campaign(campaign["id"], math.inf, show)
 
 
@@ -184,4 +254,43 @@ def show_campaign(campaign: Campaign, as_json: bool) -> None:
         return
     counts = "  ".join(f"{status} {n}" for status, n in campaign["byStatus"].items() if n)
     price = f"  {campaign['price']:g}" if campaign["price"] else ""
-    print(f"{campaign['id']}  {campaign['total']} calls  {counts}{price}")
+    # A service of an older release has no states.
+    state = campaign.get("state", "RUNNING")
+    is_plain = state in ("RUNNING", "FINISHED")
+    print(
+        f"{campaign['id']}  {campaign['total']} calls  {counts}{price}"
+        f"{'' if is_plain else f'  {state.lower()}'}"
+    )
+
+
+def _show_terms(campaign: Campaign) -> None:
+    """Print the name, the schedule, the pace and the keys of a campaign, where it has them."""
+    keys = campaign.get("keys") or {}
+    terms: dict[str, Any] = {
+        "name": campaign.get("name"),
+        "reference": campaign.get("reference"),
+        "starts at": _date(campaign.get("startAt")),
+        "ends at": _date(campaign.get("endAt")),
+        "window": campaign.get("window"),
+        "calls a second": campaign.get("callsPerSecond"),
+        "calls at once": campaign.get("maxChannels"),
+        "keys": ", ".join(f"{key} by {count}" for key, count in keys.items()),
+    }
+    for name, value in terms.items():
+        if value not in (None, ""):
+            print(f"   {name}: {value:g}" if isinstance(value, float) else f"   {name}: {value}")
+
+
+def _date(at: int | None) -> str | None:
+    return None if at is None else f"{common.utc(at)} UTC"
+
+
+def _limit(option: str, written: str, kind: Callable[[str], Number]) -> Number | None:
+    if written == NONE:
+        return None
+    try:
+        return kind(written)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{written!r} must be a number, or {NONE}", param_hint=option
+        ) from None

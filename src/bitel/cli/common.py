@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
 from bitel.errors import InvalidServerError, NotFoundError, SettingsError
 
@@ -37,6 +37,14 @@ Voice = Annotated[
     str, Option(metavar="FILE_OR_ID", help="What to play: an audio file, or a recording's id.")
 ]
 Retries = Annotated[int | None, Option(metavar="N", help="Calls again after busy or no answer.")]
+Time = Annotated[
+    str | None,
+    Option(metavar="TIME", help="As 2026-11-28T09:00+03:30, or in Unix seconds."),
+]
+Column = Annotated[
+    str | None,
+    Option(metavar="NAME", help="The column of the numbers, by its heading; found if left out."),
+]
 Id = Annotated[str, Argument(metavar="ID", show_default=False)]
 Number = Annotated[str, Argument(metavar="NUMBER", show_default=False)]
 ProjectName = Annotated[
@@ -128,9 +136,45 @@ def _local_url(config: Path | None) -> str:
     return f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"
 
 
+def read_time(option: str, written: str | None) -> datetime | float | None:
+    """Return the time that an option says. Raises BadParameter, which names the option."""
+    if written is None:
+        return None
+    try:
+        if written.isascii() and written.isdigit():
+            return int(written)
+        at = datetime.fromisoformat(written)
+    except ValueError:
+        raise BadParameter(
+            f"{written!r} must be a time such as 2026-11-28T09:00+03:30, or Unix seconds",
+            param_hint=option,
+        ) from None
+    if at.utcoffset() is None:
+        raise BadParameter(
+            f"{written!r} has no time zone; write its offset, as {written}+03:30, or Z for UTC",
+            param_hint=option,
+        )
+    return at
+
+
 def print_json(value: Any) -> None:
     """Print `value` as one line of JSON."""
     print(json.dumps(value, ensure_ascii=False))
+
+
+@contextmanager
+def transfer_bar(name: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
+    """Yield a function that advances a progress bar by bytes; None if stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(name, total=total)
+        yield lambda size: progress.advance(bar, size)
 
 
 def utc(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:

@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from bitel.cli import calls, campaigns, dnc, projects, service, tokens, trial, voices, webhooks
+from bitel.cli import (
+    batches,
+    calls,
+    campaigns,
+    dnc,
+    lists,
+    projects,
+    service,
+    tokens,
+    trial,
+    voices,
+    webhooks,
+)
 from bitel.errors import BitelError
 
 app = typer.Typer(
@@ -23,6 +35,7 @@ app.add_typer(projects.app, name="project")
 app.add_typer(tokens.app, name="token")
 app.add_typer(campaigns.app, name="campaign")
 app.add_typer(voices.app, name="voice")
+app.add_typer(lists.app, name="list")
 app.add_typer(webhooks.app, name="webhook")
 app.add_typer(dnc.app, name="dnc")
 app.command("init")(service.init)
@@ -30,8 +43,9 @@ app.command("serve")(service.serve)
 app.command("phone")(trial.phone)
 app.command("demo")(trial.demo)
 app.command("call")(calls.call)
-app.command("batch")(campaigns.batch)
+app.command("batch")(batches.batch)
 app.command("status")(calls.status)
+app.command("calls")(calls.calls)
 app.command("cancel")(calls.cancel)
 app.command("attempts")(calls.attempts)
 app.command("ledger")(projects.ledger)

@@ -20,7 +20,7 @@ from bitel.errors import (
     PayloadTooLargeError,
     UnsupportedMediaError,
 )
-from bitel.recipient_lists.columns import number_columns
+from bitel.recipient_lists.columns import is_recipient_field, number_columns
 from bitel.recipient_lists.text import IsNumber, Row, csv_rows
 
 MOST_SHOWN: Final = 5
@@ -81,6 +81,17 @@ def read_number_list(
         if cell:
             cells.append((row.line, place, as_written(cell, region)))
     return _distinct(cells, name, e164)
+
+
+def has_recipient_fields(raw: bytes, name: str) -> bool:
+    """Whether a file holds more of its recipients than numbers: a workbook, or with a column of
+    references or time zones. Raises InvalidRequestError if it is no text."""
+    from bitel.recipient_lists.workbook import ZIP
+
+    if raw.startswith(ZIP):
+        return True
+    first = next(csv_rows(io.BytesIO(raw), name, lambda _: False, code_pages=False), None)
+    return first is not None and any(map(is_recipient_field, first.cells))
 
 
 def located(error: BitelError, found: NumberList, name: str) -> BitelError:

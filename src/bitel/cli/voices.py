@@ -90,11 +90,5 @@ def _show(recording: Recording, as_json: bool) -> None:
 
 def send(client: Client, file: Path) -> Recording:
     """Upload `file`, with a progress bar if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        return client.upload(file)
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(file.name, total=file.stat().st_size)
-        return client.upload(file, lambda size: progress.advance(bar, size))
+    with common.transfer_bar(file.name, file.stat().st_size) as progress:
+        return client.upload(file, progress)

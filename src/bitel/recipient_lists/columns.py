@@ -246,3 +246,8 @@ def _free_name(text: str, taken: dict[str, int]) -> str:
         count += 1
         name = f"{text} {count}"
     return name
+
+
+def is_recipient_field(heading: str) -> bool:
+    """Whether a column of that heading is the reference or the time zone of recipients."""
+    return _plain(heading) in _REFERENCES or _plain(heading) in _TIME_ZONES

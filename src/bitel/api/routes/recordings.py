@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path
 from sqlalchemy import Connection
@@ -20,7 +20,7 @@ from bitel.api.dependencies import (
     read_cursor,
     services_of,
 )
-from bitel.api.openapi import described
+from bitel.api.openapi import described, file_body
 from bitel.api.reading import read
 from bitel.api.responses import (
     RecordingAnswer,
@@ -46,34 +46,13 @@ router = APIRouter(prefix="/api/v2/files")
 
 VoiceId = Annotated[str, Path(description="The `id` of a recording.")]
 
-_UPLOAD_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "Any audio that FFmpeg reads.",
-                        }
-                    },
-                }
-            }
-        },
-    }
-}
-
 _upload = described(
     "Upload a recording",
     "recordings",
     UploadAnswer,
     [InvalidRequestError, PayloadTooLargeError, UnsupportedMediaError],
 )
-_upload["openapi_extra"] = _UPLOAD_BODY
+_upload["openapi_extra"] = file_body("Any audio that FFmpeg reads.")
 
 _listen = described("Listen to a recording", "recordings", RecordingAnswer, [NotFoundError])
 # Without it FastAPI would add JSON to the document.
