@@ -175,8 +175,8 @@ def test_events_with_a_type_are_shown_and_sent_again_by_their_call(shop: Shop) -
              "tries": 1, "state": DELIVERED}  # fmt: skip
     of_campaign = {**typed, "id": new_id(now), "call_id": None, "campaign_id": "c" * 32,
                    "type": "campaign.finished"}  # fmt: skip
-    for row in (typed, of_campaign):
-        shop.do(lambda conn, row=row: conn.execute(insert(webhook_event).values(row)))
+    shop.do(lambda conn: conn.execute(insert(webhook_event), [typed | {"campaign_id": None}]))
+    shop.do(lambda conn: conn.execute(insert(webhook_event), [of_campaign]))
 
     lines = set(shop.out("webhook", "deliveries").splitlines())
     assert {

@@ -134,7 +134,8 @@ def opened(folder: Path, own_url: str | None = None) -> Iterator[tuple[Stage, Sh
         project = stage.command("project", "create", "shop")
         if own_url is not None:
             stage.command("project", "set", project, "--webhook", own_url)
-        secret = stage.command("webhook", "secret", project)
+        options = () if own_url is not None else ("--rotate",)
+        secret = stage.command("webhook", "secret", project, *options)
         with stage.client(stage.command("token", "create", project)) as http:
             yield stage, Shop(http, project, secret, upload_to(folder, http))
 
@@ -287,7 +288,7 @@ def test_a_request_is_refused_without_a_secret_or_with_a_url_or_type_that_is_non
                 return str(done.json()["message"])
 
             assert "bitel webhook secret" in refusal(url="https://example.com/")
-            stage.command("webhook", "secret", project)
+            stage.command("webhook", "secret", project, "--rotate")
             assert "http" in refusal(url="ftp://example.com/")
             assert "not public" in refusal(url="http://127.0.0.1/")
             assert "call.hungup" in refusal(url="https://example.com/", events=["call.hungup"])

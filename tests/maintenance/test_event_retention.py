@@ -11,16 +11,16 @@ from sqlalchemy import select
 
 from bitel.domain.attempts import Media
 from bitel.domain.ids import new_id
-from bitel.domain.webhooks import EVENT_TYPES
+from bitel.domain.webhooks import EVENT_TYPES, request_webhook
 from bitel.maintenance import retention
 from bitel.maintenance.retention import DAY, Retention
 from bitel.recordings.storage import VoiceStore
 from bitel.settings import RetentionSettings
-from bitel.store import campaigns, project_deletion, webhooks
+from bitel.store import campaigns, event_rows, project_deletion, webhooks
 from bitel.store import retention as store
 from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
-from bitel.store.schema import campaign, ends_call, webhook_event, webhook_try
+from bitel.store.schema import campaign, ends_call, webhook, webhook_event, webhook_try
 from bitel.store.webhooks import Delivery, DeliveryAttempt
 from bitel.webhooks import payload
 from tests.support.clocks import FakeClock
@@ -191,3 +191,21 @@ def test_a_deleted_project_leaves_no_event(world: World) -> None:
     project_deletion.delete_project(world.database, world.project_id, world.clock())
 
     assert world.count(webhook_event) == world.count(webhook_try) == 0
+
+
+async def test_a_webhook_that_a_request_named_goes_with_its_last_call(
+    world: World, tmp_path: Path
+) -> None:
+    urls = [f"https://hooks.example/{number}" for number in range(2)]
+    named = [request_webhook(world.project_id, url, EVENT_TYPES) for url in urls]
+    world.do(lambda conn: event_rows.name_webhooks(conn, named))
+    for one in named:
+        finish(world, webhook_id=one.id)
+    world.clock.advance(5 * DAY)
+    young = finish(world, webhook_id=named[1].id)
+
+    await keeping(world, tmp_path, calls=3).work()
+
+    left = world.do(lambda conn: conn.execute(select(webhook.c.id)).scalars().all())
+    assert left == [named[1].id]
+    assert world.call(young).status.final

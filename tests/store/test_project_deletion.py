@@ -28,7 +28,14 @@ from bitel.store import (
 )
 from bitel.store.campaigns import Campaign
 from bitel.store.recipient_lists import RecipientList
-from bitel.store.schema import metadata, placed_number, project, speech_part, webhook_try
+from bitel.store.schema import (
+    campaign_key,
+    metadata,
+    placed_number,
+    project,
+    speech_part,
+    webhook_try,
+)
 from bitel.store.speech_parts import SpeechPart
 from bitel.store.webhooks import DeliveryAttempt
 from tests.support.factories import answered
@@ -64,6 +71,8 @@ def fill(world: World) -> None:
     world.do(lambda conn: speech_parts.add(conn, [part], now))
     row = {"project_id": project_id, "e164": "+989121234567", "placed_at": now, "is_otp": False}
     world.do(lambda conn: conn.execute(placed_number.insert().values(row)))
+    pressed = {"campaign_id": campaign_id, "key": "1", "calls": 2}
+    world.do(lambda conn: conn.execute(campaign_key.insert().values(pressed)))
 
 
 def counts(world: World) -> dict[str, int]:

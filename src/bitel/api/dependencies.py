@@ -125,14 +125,14 @@ class _HolderOfQueryToken(_BearerToken):
     async def __call__(self, request: Request) -> Any:
         """The project and its token. Raises UnauthorizedError, TooManyRequestsError, and
         InvalidRequestError for two tokens."""
-        header = request.headers.get("authorization")
+        header = request.headers.get("authorization", "")
         in_query = request.query_params.getlist(ACCESS_PARAMETER)
-        if len(in_query) > 1 or (in_query and header is not None):
+        if len(in_query) > 1 or (in_query and header):
             raise InvalidRequestError(
                 f"the token must be in the header Authorization or in {ACCESS_PARAMETER}, once"
             )
         services = services_of(request)
-        token = in_query[0] if in_query else bearer_token(header or "")
+        token = in_query[0] if in_query else bearer_token(header)
         project = await services.authenticator.authenticate(token)
         request.scope[PROJECT] = project.id
         services.limits.count_request(project)

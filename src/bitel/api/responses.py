@@ -303,7 +303,13 @@ class ListedCallPage(BaseModel):
 class CampaignPage(BaseModel):
     """Campaigns of the project, the newest first."""
 
-    model_config = _example(campaigns=[_CAMPAIGN], nextCursor=_CURSOR)
+    # FastAPI leaves out what is null in an example.
+    model_config = _example(
+        campaigns=[
+            {**_CAMPAIGN, "startAt": 1764666000, "window": "09:00-21:00", "maxChannels": 20}
+        ],
+        nextCursor=_CURSOR,
+    )
 
     campaigns: list[CampaignAnswer]
     nextCursor: Annotated[

@@ -79,7 +79,7 @@ def types_of(row: Asking, own: OwnTypes) -> tuple[str, ...]:
 _NAME: Final = sa.text(
     """
     INSERT INTO webhook (id, project_id, url, events) VALUES (:id, :project_id, :url, :events)
-    ON CONFLICT (id) DO UPDATE SET off_reason = NULL
+    ON CONFLICT (id) DO UPDATE SET off_reason = NULL WHERE webhook.off_reason IS NOT NULL
     """
 ).bindparams(sa.bindparam("events", type_=webhook.c.events.type))
 

@@ -18,7 +18,7 @@ from bitel import exact_json
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import first_id_at
 from bitel.domain.pricing import day_of
-from bitel.store import balances, call_events
+from bitel.store import balances, call_events, event_rows
 from bitel.store.schema import (
     attempt,
     call,
@@ -73,7 +73,7 @@ def _apply(conn: Connection, ids: Sequence[str], *statements: sa.Executable) -> 
 
 
 _is_over = ~is_waiting & (call.c.finished_at < _before)
-_OLD_CALLS: Final = _old(call, _is_over, call.c.campaign_id)
+_OLD_CALLS: Final = _old(call, _is_over, call.c.campaign_id, call.c.webhook_id)
 _attempts = sa.select(attempt.c.id).where(attempt.c.call_id.in_(_ids))
 _events = sa.select(webhook_event.c.id).where(webhook_event.c.call_id.in_(_ids))
 _DELETIONS_BY_CALL: Final = (
@@ -102,7 +102,8 @@ def delete_calls(conn: Connection, before: float, after: str) -> tuple[str, int]
     """Delete calls that were over before a time (Unix seconds), with attempts and webhook events.
 
     `after` is the id after which the window begins. Returns the last id of the window, empty at the
-    end, and how many calls were deleted. A campaign is deleted with its last call.
+    end, and how many calls were deleted. A campaign, and a webhook that
+    requests named, is deleted with its last call.
     """
     last, over = _read(conn, _OLD_CALLS, before, after)
     for ids in in_equal_chunks([row.id for row in over], PIECE):
@@ -110,6 +111,7 @@ def delete_calls(conn: Connection, before: float, after: str) -> tuple[str, int]
         delete_by_call(conn, ids)
     campaigns = {row.campaign_id for row in over if row.campaign_id}
     _apply(conn, sorted(campaigns), *_DELETE_EMPTY_CAMPAIGNS)
+    event_rows.delete_unused(conn, {row.webhook_id for row in over if row.webhook_id})
     return last, len(over)
 
 

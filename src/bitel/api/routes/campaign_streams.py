@@ -60,17 +60,18 @@ _EVENTS_PARAMETERS: Final[list[dict[str, Any]]] = [
 ]
 
 
-@router.get(
-    "/campaign/{campaign_id}/events",
-    **described_stream(
-        "Follow the progress of a campaign",
-        "campaigns",
-        "text/event-stream",
-        _EVENTS_EXAMPLE,
-        [NotFoundError, InvalidRequestError],
-        _EVENTS_PARAMETERS,
-    ),
+_EVENTS: Final = described_stream(
+    "Follow the progress of a campaign",
+    "campaigns",
+    "text/event-stream",
+    _EVENTS_EXAMPLE,
+    [NotFoundError, InvalidRequestError],
+    _EVENTS_PARAMETERS,
 )
+_EVENTS["responses"][204] = {"description": "The client has the last event already."}
+
+
+@router.get("/campaign/{campaign_id}/events", **_EVENTS)
 async def campaign_events(request: Request, holder: Holder, campaign_id: CampaignId) -> Response:
     """Server-sent events: `progress` at once and whenever the campaign has changed, at most once a
     second, and `finished` when all of its calls are over; then the stream ends. The data of each
