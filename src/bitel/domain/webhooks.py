@@ -7,6 +7,7 @@ network (SSRF). Addresses are checked in any notation: by `check_url` when a URL
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import re
@@ -86,19 +87,13 @@ class Target:
     port: int
     path: str
     """With its query; at least `/`."""
-
-    @property
-    def origin(self) -> tuple[str, str, int]:
-        """Scheme, host and port: what URLs on one connection share."""
-        return self.scheme, self.host, self.port
-
-    @property
-    def host_header(self) -> str:
-        """Value of the Host header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+    origin: tuple[str, str, int]
+    """Scheme, host and port: what URLs on one connection share."""
+    host_header: str
+    """Value of the Host header."""
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_url(url: str) -> Target:
     """Parse a webhook URL. Raises InvalidRequestError."""
     try:
@@ -117,7 +112,15 @@ def parse_url(url: str) -> Target:
     port = _PORTS[parts.scheme] if parts.port is None else parts.port
     if not 0 < port < 65_536:
         raise _wrong("names a port that is not within 1 and 65535")
-    return Target(parts.scheme, host, port, parts.raw_path.decode("ascii"))
+    written = f"[{host}]" if ":" in host else host
+    return Target(
+        parts.scheme,
+        host,
+        port,
+        parts.raw_path.decode("ascii"),
+        origin=(parts.scheme, host, port),
+        host_header=written if port == _PORTS[parts.scheme] else f"{written}:{port}",
+    )
 
 
 def check_url(url: str, *, allow_private: bool) -> None:
@@ -134,6 +137,7 @@ def check_url(url: str, *, allow_private: bool) -> None:
         )
 
 
+@functools.lru_cache(maxsize=1024)
 def why_blocked(address: IPAddress) -> str | None:
     """Why nothing may be sent to `address`, in a few words; None for a public address.
 

@@ -32,7 +32,13 @@ from bitel.store import (
 )
 from bitel.store.call_events import CallEvent
 from bitel.store.campaign_schedules import CampaignBudgets, NoPace, Pace, Schedules
-from bitel.store.endings import CallEnd, end_attempts, end_calls, forget_requests, requeue_calls
+from bitel.store.endings import (
+    CallEnd,
+    end_attempts,
+    end_calls,
+    forget_requests,
+    requeue_calls,
+)
 from bitel.store.fair_queue import DueCall
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import (
@@ -151,7 +157,8 @@ def claim(
         for lane in sorted(alone | in_campaigns)
     ]
     claimed: list[Claim] = []
-    queue = _Queue(lease.dialer_id, now, schedules, after_campaign, CampaignBudgets(pace))
+    budgets = None if schedules is None else CampaignBudgets(pace)
+    queue = _Queue(lease.dialer_id, now, schedules, after_campaign, budgets)
     for look in range(_LOOKS):
         # Calls that can't be dialled must take neither a place nor their project's turn.
         picked = _pick(conn, queue, turns, room, _LOOK_AT if look else 0, now)
@@ -176,7 +183,8 @@ class _Queue(NamedTuple):
     schedules: Schedules | None
     """None: it has no campaigns, and no project has a window."""
     after_campaign: Mapping[str, str]
-    budgets: CampaignBudgets
+    budgets: CampaignBudgets | None
+    """None: as for schedules."""
 
     def expires_at(self, row: DueCall) -> float:
         """The time from which the call is not dialled any more."""
@@ -223,10 +231,10 @@ def _take_shares(
         waiting = [row for row in some if row.id not in gone]
         if not waiting or most <= 0:
             return
-        allow = _anything if queue.schedules is None else queue.budgets.allow
+        allow = _anything if queue.budgets is None else queue.budgets.allow
         free, parked = number_exclusion.park_taken(conn, waiting, queue.now, most, allow)
         if free:
-            if queue.schedules is not None:
+            if queue.budgets is not None:
                 queue.budgets.spend(free)
             claimed.extend(_take(conn, lease, free, queue))
         gone.update(row.id for row in (*free, *parked))
@@ -266,7 +274,8 @@ def _pick(
         most = max(room.channels, least) if lane is Lane.OTP else others
         if most > 0:
             of_lane = fair_queue.pick(conn, queue.dialer_id, lane, most, now, after, closed)
-            if lane is Lane.BATCH and queue.schedules is not None and len(of_lane) < most:
+            is_batch = lane is Lane.BATCH and len(of_lane) < most
+            if is_batch and queue.schedules is not None and queue.budgets is not None:
                 of_lane += campaign_schedules.pick(
                     conn,
                     queue.schedules,
@@ -380,7 +389,8 @@ def mark_answered(
     wanted = {**answers, "reported": [(each,) for each in reported]}
     to_report = _UNANSWERED.rows(conn, wanted) if reported else []
     marked = _MARK_ANSWERED.run(conn, answers).rowcount
-    call_events.write(conn, _of_attempts(CALL_ANSWERED, to_report, answered_at))
+    if to_report:
+        call_events.write(conn, _of_attempts(CALL_ANSWERED, to_report, answered_at))
     if marked == len(answered_at):
         return set(answered_at)
     return {row.id for row in _ANSWERED_BEFORE.rows(conn, answers)}
@@ -412,7 +422,8 @@ def mark_ringing(
         wanted = {**mine, "reported": [(each,) for each in reported]}
         to_report = _UNRUNG.rows(conn, wanted) if reported else []
         _MARK_RINGING.run(conn, {"ringing": rows, **mine})
-        call_events.write(conn, _of_attempts(CALL_RINGING, to_report, rang_at))
+        if to_report:
+            call_events.write(conn, _of_attempts(CALL_RINGING, to_report, rang_at))
 
 
 _of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due, is_alone)
@@ -545,9 +556,11 @@ _BEGIN_ATTEMPTS: Final = insert_rows(
 def _take(conn: Connection, lease: Lease, rows: list[DueCall], queue: _Queue) -> list[Claim]:
     now = queue.now
     ids = new_ids(now, len(rows))
-    own = event_rows.own_types(conn, rows)
+    asking = [row for row in rows if row.webhook_id is not None or row.webhook_events]
+    own = event_rows.own_types(conn, asking) if asking else {}
+    events = {row.id: event_rows.types_of(row, own) for row in asking}
     claims = [
-        _claim(attempt_id, row, queue, event_rows.types_of(row, own))
+        _claim(attempt_id, row, queue, events.get(row.id, ()))
         for attempt_id, row in zip(ids, rows, strict=True)
     ]
     taken = [
@@ -558,14 +571,13 @@ def _take(conn: Connection, lease: Lease, rows: list[DueCall], queue: _Queue) ->
         conn,
         {"taken": taken, "dialer_id": lease.dialer_id, "epoch": lease.epoch, "started_at": now},
     )
-    call_events.write(
-        conn,
-        [
-            CallEvent(CALL_INITIATED, row.id, row.project_id, row.webhook_id, now)
-            for row, made in zip(rows, claims, strict=True)
-            if CALL_INITIATED in made.events
-        ],
-    )
+    initiated = [
+        CallEvent(CALL_INITIATED, row.id, row.project_id, row.webhook_id, now)
+        for row in asking
+        if CALL_INITIATED in events[row.id]
+    ]
+    if initiated:
+        call_events.write(conn, initiated)
     return claims
 
 

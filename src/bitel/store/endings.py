@@ -19,19 +19,23 @@ from sqlalchemy import Connection
 
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus
+from bitel.domain.ids import new_ids
 from bitel.domain.retry import Requeue, RetryAt
 from bitel.domain.webhooks import CAMPAIGN_FINISHED
 from bitel.store import balances, event_rows
 from bitel.store.database import count_calls
-from bitel.store.event_rows import has_webhook, project_events
+from bitel.store.event_rows import Asking, has_webhook, project_events
 from bitel.store.schema import (
     FINISHED,
+    PENDING,
     attempt,
     call,
     campaign,
     cancel_request,
+    ends_call,
     is_waiting,
     project,
+    webhook_event,
 )
 from bitel.store.sql_batch import Statement, is_among, update_each, values_parameter
 
@@ -182,6 +186,19 @@ _END_CALLS: Final = update_each(
 )
 
 
+_events = values_parameter("events", *webhook_event.c["id", "project_id", "webhook_id", "call_id"])
+_now = sa.bindparam("now", type_=webhook_event.c.created_at.type)
+_WRITE_EVENTS: Final = Statement(
+    sa.insert(webhook_event).from_select(
+        [*_events.c.keys(), "created_at", "due_at", "tries", "state"],
+        # A call has one such event: a second insert would fail and keep the call from ending.
+        sa.select(*_events.c, _now, _now, sa.literal(0), sa.literal(PENDING)).where(
+            ~sa.exists().where(webhook_event.c.call_id == _events.c.call_id, ends_call)
+        ),
+    )
+)
+
+
 def end_calls(conn: Connection, ends: Sequence[CallEnd], now: float) -> None:
     """Give calls their final status; those that have one already stay as they are."""
     by_call = {end.call_id: end for end in ends}
@@ -205,20 +222,29 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[OpenCall, CallEnd]], now:
     for row, _ in ends:
         released[row.project_id] -= row.reserved
     balances.reserve(conn, released)
-    own = event_rows.own_types(conn, [row for row, _ in ends])
+    asking = [row for row, _ in ends if may_ask_for_events(row)]
+    own = event_rows.own_types(conn, asking) if asking else {}
     to_post = [
         (row.project_id, row.webhook_id, end.call_id)
         for row, end in ends
         if (row.has_webhook if row.webhook_id is None else row.webhook_id in own)
     ]
-    event_rows.write_ends(conn, to_post, now)
-    asking = {
+    if to_post:
+        ids = new_ids(now, len(to_post))
+        events = [(event_id, *each) for event_id, each in zip(ids, to_post, strict=True)]
+        _WRITE_EVENTS.run(conn, {"events": events, "now": now})
+    campaigns = {
         row.campaign_id
-        for row, _ in ends
+        for row in asking
         if row.campaign_id is not None and CAMPAIGN_FINISHED in event_rows.types_of(row, own)
     }
-    if asking:
-        event_rows.write_finished(conn, asking, now)
+    if campaigns:
+        event_rows.write_finished(conn, campaigns, now)
+
+
+def may_ask_for_events(row: Asking) -> bool:
+    """Whether a call may ask for events besides that of its end at its project's webhook."""
+    return row.webhook_id is not None or bool(row.webhook_events)
 
 
 _STATUSES: Final = tuple(status for status in CallStatus if status.final)

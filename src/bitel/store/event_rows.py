@@ -25,7 +25,6 @@ from bitel.store.schema import (
     call,
     campaign,
     campaign_key,
-    ends_call,
     has_own_webhook,
     is_undelivered,
     project,
@@ -159,27 +158,6 @@ def write(conn: Connection, events: Sequence[NewEvent]) -> None:
     # The ids of one moment sort in the order given.
     ids = {at: iter(new_ids(at, len(events))) for at in {event.at for event in events}}
     _WRITE_EVENTS.run(conn, {"events": [(next(ids[event.at]), *event) for event in events]})
-
-
-_ends = values_parameter("ends", *webhook_event.c["id", "project_id", "webhook_id", "call_id"])
-_now = sa.bindparam("now", type_=webhook_event.c.created_at.type)
-_WRITE_ENDS: Final = Statement(
-    sa.insert(webhook_event).from_select(
-        [*_ends.c.keys(), "created_at", "due_at", "tries", "state"],
-        # A call has one such event: a second insert would fail and keep the call from ending.
-        sa.select(*_ends.c, _now, _now, sa.literal(0), sa.literal(PENDING)).where(
-            ~sa.exists().where(webhook_event.c.call_id == _ends.c.call_id, ends_call)
-        ),
-    )
-)
-
-
-def write_ends(conn: Connection, ends: Sequence[tuple[str, str | None, str]], now: float) -> None:
-    """Write the events of calls that are over, given by project, webhook and call."""
-    if ends:
-        ids = new_ids(now, len(ends))
-        rows = [(event_id, *end) for event_id, end in zip(ids, ends, strict=True)]
-        _WRITE_ENDS.run(conn, {"ends": rows, "now": now})
 
 
 _FINISHED: Final = Statement(

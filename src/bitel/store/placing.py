@@ -117,7 +117,8 @@ def place_each(
         for calls, answer in zip(requests, answers, strict=True)
         if not isinstance(answer, BitelError)
     }
-    event_rows.name_webhooks(conn, [each for each in webhooks if each.id in named])
+    if named - {None}:
+        event_rows.name_webhooks(conn, [each for each in webhooks if each.id in named])
     if rows:
         _INSERT_EACH.run(conn, {"rows": rows})
     final = set().union(*(answer for answer in answers if isinstance(answer, set)))

@@ -32,6 +32,7 @@ from bitel.store.endings import (
     end_attempts,
     end_waiting,
     forget_requests,
+    may_ask_for_events,
     requeue_calls,
 )
 from bitel.store.event_rows import has_webhook, project_events
@@ -223,15 +224,15 @@ def _settle(
     end_waiting(conn, ends, now)
     requeue_calls(conn, again)
     _charge(conn, billed, now)
-    own = event_rows.own_types(conn, rows)
-    call_events.write(
-        conn,
-        [
+    asking = [row for row in rows if may_ask_for_events(row)]
+    if asking:
+        own = event_rows.own_types(conn, asking)
+        completed = [
             CallEvent(CALL_COMPLETED, row.call_id, row.project_id, row.webhook_id, now)
-            for row in rows
+            for row in asking
             if CALL_COMPLETED in event_rows.types_of(row, own)
-        ],
-    )
+        ]
+        call_events.write(conn, completed)
     for row in rows:
         if row.unwanted_to_do_not_call and offered[row.id].result.sip_code == UNWANTED:
             do_not_call.add(conn, row.project_id, row.e164)
