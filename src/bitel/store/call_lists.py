@@ -180,7 +180,11 @@ def _scan_number(
     alone = _scan(conn, query, call.c.id, key, others, span, limit)
     ids = (
         select(campaign.c.id)
-        .where(campaign.c.project_id == project_id, campaign.c.id < span.before)
+        .where(
+            campaign.c.project_id == project_id,
+            # Calls of the same millisecond may sort before their campaign.
+            campaign.c.id < span.before[:_MILLISECOND] + AFTER_LAST_ID,
+        )
         .order_by(campaign.c.id.desc())
         .limit(MOST_CAMPAIGNS)
     )
