@@ -169,7 +169,7 @@ def _rewritten(page: str, found: list[tuple[re.Match[str], str]]) -> str:
 
 
 def headings(page: str) -> Iterator[str]:
-    for match in re.finditer(r"^### ((?:GET|POST|DELETE) \S+)$", page, re.MULTILINE):
+    for match in re.finditer(r"^### ((?:GET|POST|PATCH|DELETE) \S+)$", page, re.MULTILINE):
         yield match[1]
 
 

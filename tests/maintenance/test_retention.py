@@ -104,7 +104,7 @@ async def test_calls_that_are_old_go_with_all_that_is_theirs(
 ) -> None:
     now = world.clock()
     campaign_id = new_id(now)
-    made = Campaign(campaign_id, world.project_id, "main", world.recording_id, now, 2)
+    made = Campaign(campaign_id, world.project_id, "main", world.recording_id, now, 3)
     world.do(lambda conn: campaigns.add(conn, made))
     old = [finish(world, campaign_id=campaign_id) for _ in range(3)]
     deliver(world)
