@@ -48,7 +48,9 @@ def resident(pid: int) -> float:
 
 
 @pytest.mark.soak
-def test_memory_stays_flat_over_a_large_campaign_of_personal_texts(tmp_path: Path, database_setting: str) -> None:
+def test_memory_stays_flat_over_a_large_campaign_of_personal_texts(
+    tmp_path: Path, database_setting: str
+) -> None:
     rows = [
         f"0912{number:07},{name}" for number, name in zip(range(RECIPIENTS), names(), strict=False)
     ]
