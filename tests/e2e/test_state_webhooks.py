@@ -271,25 +271,3 @@ def facts(call: Mapping[str, Any]) -> list[str]:
     names = {"startDate": "call.initiated", "ringDate": "call.ringing",
              "answerDate": "call.answered", "endDate": "call.completed"}  # fmt: skip
     return [names[key] for each in call["attempts"] for key in names if each[key]]
-
-
-def test_a_request_is_refused_without_a_secret_or_with_a_url_or_type_that_is_none(
-    tmp_path: Path,
-) -> None:
-    with Stage(tmp_path, rules=RULES, record=False, dialer=DIALER) as stage:
-        stage.start_service()
-        project = stage.command("project", "create", "shop")
-        with stage.client(stage.command("token", "create", project)) as http:
-            body = {"phoneNumber": "09121230001", "voiceId": upload_to(tmp_path, http)}
-
-            def refusal(**webhook: Any) -> str:
-                done = http.post("/api/v2/voice/single", json={**body, "webhook": webhook})
-                assert (done.status_code, done.json()["error"]) == (400, "InvalidRequest")
-                return str(done.json()["message"])
-
-            assert "bitel webhook secret" in refusal(url="https://example.com/")
-            stage.command("webhook", "secret", project, "--rotate")
-            assert "http" in refusal(url="ftp://example.com/")
-            assert "not public" in refusal(url="http://127.0.0.1/")
-            assert "call.hungup" in refusal(url="https://example.com/", events=["call.hungup"])
-        assert stage.stop_service() == 0
