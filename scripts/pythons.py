@@ -122,7 +122,10 @@ def _works(python: Path) -> bool:
 
 def _environment(commands: Path) -> Mapping[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return kept | {"PATH": f"{commands}:{os.environ['PATH']}"}
+    # The generator of clients is installed once, beside the Python that runs this script.
+    generator = Path(sys.prefix) / "generator/bin/openapi-python-client"
+    path = f"{commands}:{os.environ['PATH']}"
+    return {"BITEL_TEST_GENERATOR": str(generator)} | kept | {"PATH": path}
 
 
 def _run(

@@ -245,6 +245,50 @@ def test_local_windows_are_by_the_clock_of_each_callee(world: World) -> None:
     assert [one.e164 for one in world.claim(lease)] == ["+4915112345678"]
 
 
+def test_a_number_whose_zones_allow_no_common_hour_is_not_called(world: World) -> None:
+    world.clock.now = at("2026-03-16T08:00")
+    campaign_id = start(world, 2, window="10:00-18:00 local")
+    of_it = {"campaign_id": campaign_id, "lane": Lane.BATCH}
+    unknown = world.place(**of_it, e164="+79161234567")
+    lease = world.take_over()
+
+    assert unknown not in [one.call_id for one in world.claim(lease)]
+    assert world.call(unknown).status is CallStatus.ERROR
+    assert "timeZone" in world.call(unknown).reason
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_cancel_that_a_crash_cut_off_is_completed(world: World, is_paused: bool) -> None:
+    campaign_id = start(world, 5)
+    if is_paused:
+        pause(world, campaign_id)
+    now = world.clock()
+    world.do(lambda conn: campaigns.mark_canceled(conn, world.project_id, campaign_id, now))
+
+    expire(world)
+
+    assert state(world, campaign_id).by_status == {CallStatus.CANCELED: 5}
+    assert state(world, campaign_id).finished_at == now
+
+
+def test_campaigns_behind_many_that_wait_have_turns(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign_schedules, "MOST", 3)
+    for _ in range(5):
+        start(world, 1, start_at=world.clock() + 1000)
+    ready = start(world, 1)
+    lease = world.take_over()
+    due, claimed = campaign_schedules.Page(), campaign_schedules.Page()
+    now = world.clock()
+
+    found = [world.do(lambda conn: claims.next_due(conn, "main", now, page=due)).due_at
+             for _ in range(3)]  # fmt: skip
+    assert now in found
+    served = [one.campaign_id for _ in range(3) for one in world.claim(lease, 5, page=claimed)]
+    assert served == [ready]
+
+
 def test_single_calls_follow_a_local_window_and_passwords_do_not(world: World) -> None:
     world.clock.now = at("2026-03-16T05:00")
     world.change(window="09:00-21:00 local")
@@ -297,8 +341,9 @@ def test_more_campaigns_than_one_claim_looks_at_have_turns(
     last_project: dict[Lane, str] = {}
     last: dict[str, str] = {}
     served = set()
+    page = campaign_schedules.Page()
     for _ in range(5):
-        claimed = world.claim(lease, 1, after_project=last_project, after_campaign=last)
+        claimed = world.claim(lease, 1, after_project=last_project, after_campaign=last, page=page)
         for one in claimed:
             assert one.campaign_id is not None
             last_project[one.lane] = one.project_id

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import Connection, text
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
@@ -18,6 +19,7 @@ from bitel.store.database import Database
 from bitel.store.schema import cancel_request
 from bitel.store.settling import Settlement
 from tests.support import call_rows
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
@@ -218,4 +220,42 @@ def test_a_cancel_that_meets_a_settlement_is_not_lost(
     world.do(settle)
     thread.join(5)
 
+    assert world.call(call_id).status is CANCELED
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("way", ["settle", "undo"])
+def test_a_call_is_not_dialled_again_after_a_cancel_that_its_end_waited_for(
+    world: World, database_url: str, way: str
+) -> None:
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    locked, commit = threading.Event(), threading.Event()
+
+    def cancel(conn: Connection) -> None:
+        calls.cancel(conn, world.project_id, call_id, world.clock())
+        locked.set()
+        commit.wait(20)
+
+    def end() -> None:
+        if way == "undo":
+            world.do(lambda conn: claims.undo(conn, lease, [claimed.started_at], []))
+        else:
+            world.settle(lease, over(claimed, RetryAt(world.clock() + 60, True, 0)))
+
+    waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with Database.open(database_url) as other, Database.open(database_url) as third:
+        canceling = threading.Thread(target=lambda: other.write_now(cancel))
+        canceling.start()
+        assert locked.wait(20)
+        ending = threading.Thread(target=end)
+        ending.start()
+        wait_until(lambda: third.read_now(lambda conn: conn.execute(waits).scalar_one()))
+        commit.set()
+        canceling.join()
+        ending.join()
+
+    world.clock.advance(61)
+    assert world.claim(lease) == []
     assert world.call(call_id).status is CANCELED

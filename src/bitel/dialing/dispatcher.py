@@ -36,6 +36,7 @@ from bitel.domain.retry import Finish, Requeue, decide
 from bitel.domain.webhooks import CALL_ANSWERED, CALL_RINGING
 from bitel.errors import UnavailableError
 from bitel.store import claims, leases, pausing, recovery, settling
+from bitel.store.campaign_schedules import Page
 from bitel.store.claims import Claim, Room
 from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, TakeOverTerms, TrunkHistory
@@ -188,6 +189,7 @@ class Dispatcher:
         self._last_campaign: OrderedDict[str, str] = OrderedDict()
         """By project."""
         self._campaign_pace = CampaignPace(monotonic)
+        self._due_page, self._expiry_page, self._claim_page = Page(), Page(), Page()
         self._wake_event = asyncio.Event()
         self._cancel_event = asyncio.Event()
         self._otp_running = 0
@@ -436,7 +438,9 @@ class Dispatcher:
         if not self._more_due:
             due, paused = await self._database.read(
                 lambda conn: (
-                    claims.next_due(conn, self.dialer_id, self._clock(), lanes, self._ahead()),
+                    claims.next_due(
+                        conn, self.dialer_id, self._clock(), lanes, self._ahead(), self._due_page
+                    ),
                     pausing.in_force(conn, self.dialer_id),
                 )
             )
@@ -523,7 +527,7 @@ class Dispatcher:
         now = self._clock()
         self._doubtful.add(now)
         ahead = self._ahead()
-        expired = claims.expire(conn, self.dialer_id, now, ahead=ahead)
+        expired = claims.expire(conn, self.dialer_id, now, ahead=ahead, page=self._expiry_page)
         claimed = claims.claim(
             conn,
             self._lease,
@@ -534,6 +538,7 @@ class Dispatcher:
             ahead,
             self._last_campaign,
             self._campaign_pace,
+            self._claim_page,
         )
         return expired, claimed
 
@@ -703,7 +708,9 @@ class Dispatcher:
     def _expire_and_renew(self, conn: Connection) -> tuple[int, bool]:
         # Here too, so that calls expire while every channel is taken.
         now = self._clock()
-        expired = claims.expire(conn, self.dialer_id, now, ahead=self._ahead())
+        expired = claims.expire(
+            conn, self.dialer_id, now, ahead=self._ahead(), page=self._expiry_page
+        )
         history = TrunkHistory(self._dialer.paused_reason, self._dialer.has_worked)
         leases.record_trunks(conn, self._lease, history, now)
         return expired, leases.renew(conn, self._lease, now, up=self._dialer.up)

@@ -57,7 +57,7 @@ class Schedule:
             self.start_at,
             self.time_to_live,
             self.end_at,
-            _in_zones(self.windows, tuple(zones), self.start_at + self.ahead),
+            _in_zones(self.windows, tuple(zones)),
             self.pauses,
             self.paused_at,
             self.ahead,
@@ -113,15 +113,12 @@ class Schedule:
 
 @functools.lru_cache(maxsize=4096)
 def _in_zones(
-    windows: tuple[CallingWindow, ...], zones: tuple[ZoneInfo, ...], around: float
+    windows: tuple[CallingWindow, ...], zones: tuple[ZoneInfo, ...]
 ) -> tuple[CallingWindow, ...]:
-    """The windows, local ones in each zone; in the first zone if zones exclude each other."""
+    """The windows, local ones once for each zone: a call may ring only where it is day in all."""
     local = [window for window in windows if window.is_local]
     fixed = tuple(window for window in windows if not window.is_local)
-    everywhere = fixed + tuple(one.in_zone(zone) for one in local for zone in zones)
-    if len(zones) > 1 and opens_at(everywhere, around) is None:
-        return fixed + tuple(one.in_zone(zones[0]) for one in local)
-    return everywhere
+    return fixed + tuple(one.in_zone(zone) for one in local for zone in zones)
 
 
 @functools.lru_cache(maxsize=65_536)

@@ -7,6 +7,7 @@ is picked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -25,6 +26,7 @@ from bitel.store.schema import (
     has_end,
     has_window,
     is_due_in_campaign,
+    is_unfinished,
     may_run,
     project,
 )
@@ -81,12 +83,20 @@ class CampaignBudgets:
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self._left: dict[str, int] = {}
+        self._held: set[str] = set()
 
     def left(self, row: CampaignRow) -> int:
         """How many calls of the campaign may still begin."""
+        if row.id in self._held:
+            return 0
         if row.id not in self._left:
             self._left[row.id] = self._pace.room(row.id, row.calls_per_second, row.max_channels)
         return self._left[row.id]
+
+    def hold(self, campaign_id: str | None) -> None:
+        """Pick no further calls of a campaign in this claim: its texts are not rendered yet."""
+        if campaign_id is not None:
+            self._held.add(campaign_id)
 
     def allow(self, row: DueCall, chosen: Sequence[DueCall]) -> bool:
         """Whether the call may begin besides those that are chosen already."""
@@ -138,6 +148,15 @@ _ENDED: Final = Statement(
     .order_by(campaign.c.end_at)
     .limit(sa.bindparam("most"))
 )
+_CANCELED: Final = Statement(
+    sa.select(campaign.c.id)
+    .where(
+        campaign.c.dialer_id == sa.bindparam("dialer_id"),
+        is_unfinished,
+        campaign.c.canceled_at.is_not(None),
+    )
+    .limit(sa.bindparam("most"))
+)
 _WINDOWS: Final = Statement(sa.select(project.c.id, project.c.window).where(has_window))
 _LEFT: Final = Statement(
     sa.select(call.c.id)
@@ -146,6 +165,13 @@ _LEFT: Final = Statement(
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
+
+
+@dataclass(slots=True)
+class Page:
+    """Where reading of a dialer's campaigns goes on, if it has more than `MOST`."""
+
+    after: tuple[str, str] = ("", "")
 
 
 @dataclass
@@ -184,7 +210,10 @@ class Schedules:
         return self._cache[key]
 
     def opens_at(self, row: DueCall) -> float | None:
-        """When the call may be dialled if its callee's clock does not allow it now, else None."""
+        """When the call may be dialled if its callee's clock does not allow it now, else None.
+
+        Infinite if no hour is allowed in all time zones in which the callee may be.
+        """
         if row.lane == Lane.OTP:
             return None
         schedule = self._of_call(row)
@@ -192,7 +221,7 @@ class Schedules:
             return None
         opening = self._local(row, schedule).opens_at(self.now)
         if opening is None:
-            return self.now + _DAY
+            return math.inf
         return opening if opening > self.now else None
 
     def expires_at(self, row: DueCall) -> float:
@@ -250,16 +279,23 @@ def schedule_of(row: CampaignRow, of_project: CallingWindow | None, ahead: float
 
 
 def read(
-    conn: Connection, dialer_id: str, now: float, ahead: float, after: tuple[str, str] = ("", "")
+    conn: Connection, dialer_id: str, now: float, ahead: float, page: Page | None = None
 ) -> Schedules:
     """The schedules of the dialer's running campaigns, and the windows of all projects.
 
-    Of more than `MOST` campaigns those that follow `after`, a project and a campaign, come first.
+    Of more than `MOST` campaigns each reading with the same `page` goes on behind the one before,
+    whether or not calls of these could begin.
     """
     windows = {row.id: CallingWindow.parse(row.window) for row in _WINDOWS.rows(conn, {})}
+    after = ("", "") if page is None else page.after
     rows = _running(conn, dialer_id, after)
-    if after != ("", "") and len(rows) < MOST:
-        rows += _running(conn, dialer_id, ("", ""))[: MOST - len(rows)]
+    is_full = len(rows) >= MOST
+    if page is not None:
+        page.after = (rows[-1].project_id, rows[-1].id) if is_full else ("", "")
+    if after != ("", "") and not is_full:
+        found = {row.id for row in rows}
+        first = _running(conn, dialer_id, ("", ""))
+        rows += [row for row in first if row.id not in found][: MOST - len(rows)]
     return Schedules(now, ahead, windows, {row.id: row for row in rows})
 
 
@@ -324,14 +360,19 @@ def next_due(schedules: Schedules) -> float | None:
 
 
 def expire(conn: Connection, dialer_id: str, schedules: Schedules, most: int) -> int:
-    """End up to `most` waiting calls of campaigns whose time is over; returns how many."""
+    """End up to `most` waiting calls of campaigns whose time is over; returns how many.
+
+    Also those of campaigns that were canceled, where the request was cut off before it ended them.
+    """
     wanted = {"dialer_id": dialer_id, "date": schedules.now + schedules.ahead, "most": MOST}
     over = {row.id for row in _ENDED.rows(conn, wanted)}
+    canceled = {row.id for row in _CANCELED.rows(conn, wanted)}
     over |= {row.id for row in schedules.campaigns.values() if schedules.is_over(row)}
     ended = 0
-    for campaign_id in sorted(over):
+    for campaign_id in sorted(over | canceled):
+        status = CallStatus.CANCELED if campaign_id in canceled else CallStatus.EXPIRED
         left = _LEFT.rows(conn, {"campaign_id": campaign_id, "most": most - ended})
-        ends = [CallEnd(row.id, CallStatus.EXPIRED) for row in left]
+        ends = [CallEnd(row.id, status) for row in left]
         end_calls(conn, ends, schedules.now)
         ended += len(ends)
         if ended >= most:

@@ -6,6 +6,7 @@ crash `recovery.take_over` deals with the attempts that are still open.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -31,7 +32,7 @@ from bitel.store import (
     pausing,
 )
 from bitel.store.call_events import CallEvent
-from bitel.store.campaign_schedules import CampaignBudgets, NoPace, Pace, Schedules
+from bitel.store.campaign_schedules import CampaignBudgets, NoPace, Pace, Page, Schedules
 from bitel.store.endings import (
     CallEnd,
     end_attempts,
@@ -71,6 +72,7 @@ _LOOK_AT: Final = 200
 
 _NEVER_DIALLED: Final = "its claim was not known to be durable"
 
+_NO_HOUR: Final = "no hour is allowed in all time zones of the number; give its timeZone"
 _UNRENDERED_WAIT: Final = 1.0
 """Seconds until a call is looked at again whose text was not rendered yet."""
 
@@ -115,6 +117,7 @@ def claim(
     ahead: float = 0.0,
     after_campaign: Mapping[str, str] = _FROM_THE_FIRST,
     pace: Pace = _NO_PACE,
+    page: Page | None = None,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
@@ -138,8 +141,7 @@ def claim(
     paused = pausing.in_force(conn, lease.dialer_id)
     if paused.reason:
         return []
-    last = after_project.get(Lane.BATCH, "")
-    schedules = _schedules(conn, lease.dialer_id, now, ahead, (last, after_campaign.get(last, "")))
+    schedules = _schedules(conn, lease.dialer_id, now, ahead, page)
     closed = {} if schedules is None else schedules.closed_projects()
     alone = fair_queue.with_waiting(conn, lease.dialer_id, lanes)
     if closed:
@@ -208,11 +210,11 @@ def _schedules(
     dialer_id: str,
     now: float,
     ahead: float,
-    after: tuple[str, str] = ("", ""),
+    page: Page | None = None,
 ) -> Schedules | None:
     """The schedules in force; None: there are none, as mostly with single calls only."""
     (row,) = _HAS_SCHEDULES.rows(conn, {"dialer_id": dialer_id})
-    return campaign_schedules.read(conn, dialer_id, now, ahead, after) if row.any else None
+    return campaign_schedules.read(conn, dialer_id, now, ahead, page) if row.any else None
 
 
 def _take_shares(
@@ -291,10 +293,17 @@ def _pick(
     return picked
 
 
-_CLAIMED_AT: Final = select(*attempt.c["id", "call_id", "started_at"]).where(
-    *matches(attempt.c.dialer_id, attempt.c.epoch),
-    attempt.c.started_at.in_(bindparam("claimed_at", expanding=True)),
-    is_open,
+_CLAIMED_AT: Final = (
+    select(*attempt.c["id", "call_id", "started_at"])
+    .join(call, call.c.id == attempt.c.call_id)
+    .where(
+        *matches(attempt.c.dialer_id, attempt.c.epoch),
+        attempt.c.started_at.in_(bindparam("claimed_at", expanding=True)),
+        is_open,
+    )
+    .order_by(attempt.c.call_id)
+    # Locked: a client that cancels meanwhile takes effect either now or right after us.
+    .with_for_update(key_share=True, of=call)
 )
 
 
@@ -310,7 +319,7 @@ def undo(
     rows = conn.execute(
         _CLAIMED_AT,
         {"dialer_id": lease.dialer_id, "epoch": lease.epoch, "claimed_at": list(claimed_at)},
-    )
+    ).all()
     undone = [row for row in rows if row.id not in dialled]
     canceled = calls.cancel_requested(conn, [row.id for row in undone])
     now = max(claimed_at, default=0.0)
@@ -437,7 +446,12 @@ _EXPIRED: Final = Statement(
 
 
 def expire(
-    conn: Connection, dialer_id: str, now: float, limit: int = 1000, ahead: float = 0.0
+    conn: Connection,
+    dialer_id: str,
+    now: float,
+    limit: int = 1000,
+    ahead: float = 0.0,
+    page: Page | None = None,
 ) -> int:
     """End up to `limit` waiting calls whose time to live is over; returns how many.
 
@@ -449,7 +463,7 @@ def expire(
         end_calls(conn, ends, now)
     if len(ends) >= limit:
         return len(ends)
-    schedules = _schedules(conn, dialer_id, now, ahead)
+    schedules = _schedules(conn, dialer_id, now, ahead, page)
     if schedules is None:
         return len(ends)
     return len(ends) + campaign_schedules.expire(conn, dialer_id, schedules, limit - len(ends))
@@ -484,6 +498,7 @@ def next_due(
     now: float,
     lanes: Collection[Lane] = tuple(Lane),
     ahead: float = 0.0,
+    page: Page | None = None,
 ) -> NextDue:
     """When a waiting call of the dialer becomes due in one of the lanes, or in any lane expires.
 
@@ -496,7 +511,7 @@ def next_due(
             _NEXT_DUE_IN_LANE.rows(conn, {"dialer_id": dialer_id, "lane": int(lane)})[0].due_at
             for lane in lanes
         ]
-    schedules = _schedules(conn, dialer_id, now, ahead) if Lane.BATCH in lanes else None
+    schedules = _schedules(conn, dialer_id, now, ahead, page) if Lane.BATCH in lanes else None
     if schedules is not None:
         due.append(campaign_schedules.next_due(schedules))
     return NextDue(min((at for at in due if at is not None), default=None), row.expires_at)
@@ -522,10 +537,14 @@ def _ready(conn: Connection, picked: list[DueCall], queue: _Queue) -> list[DueCa
             ends.append(CallEnd(row.id, CallStatus.ERROR, reason=do_not_call.REASON))
         elif row.id in superseded:
             ends.append(CallEnd(row.id, CallStatus.CANCELED, reason=one_time_passwords.REASON))
-        elif (opening := queue.opens_at(row)) is not None:
+        elif (opening := queue.opens_at(row)) == math.inf:
+            ends.append(CallEnd(row.id, CallStatus.ERROR, reason=_NO_HOUR))
+        elif opening is not None:
             late.append((row.id, opening))
         elif row.parts == "":
             late.append((row.id, queue.now + _UNRENDERED_WAIT))
+            if queue.budgets is not None:
+                queue.budgets.hold(row.campaign_id)
         else:
             ready.append(row)
     if ends:

@@ -20,6 +20,7 @@ from bitel.domain.webhooks import CALL_COMPLETED
 from bitel.store import (
     balances,
     call_events,
+    calls,
     do_not_call,
     event_rows,
     leases,
@@ -42,7 +43,6 @@ from bitel.store.schema import (
     FINISHED,
     attempt,
     call,
-    cancel_request,
     dialer,
     is_waiting,
     ledger_entry,
@@ -81,8 +81,6 @@ class _OpenAttempt(OpenCall, Protocol):
     unwanted_to_do_not_call: bool
     waits: bool
     """The call is not final."""
-    canceled: bool
-    """A client has requested to cancel the call."""
 
 
 _OPEN = (
@@ -93,9 +91,6 @@ _OPEN = (
         is_waiting.label("waits"),
         has_webhook.label("has_webhook"),
         project_events,
-        sa.exists(
-            sa.select(sa.literal(1)).where(cancel_request.c.attempt_id == attempt.c.id)
-        ).label("canceled"),
     )
     .join(call, call.c.id == attempt.c.call_id)
     .join(project, project.c.id == call.c.project_id)
@@ -192,12 +187,14 @@ def _settle(
         if row.lane == Lane.OTP and not isinstance(offered[row.id].decision, Finish)
     ]
     superseded = one_time_passwords.superseded(conn, otp) if otp else set()
+    # Read when the calls are locked: a query sees no request that was committed while it waited.
+    canceled = calls.cancel_requested(conn, [row.id for row in rows])
     results: list[tuple[str, AttemptResult]] = []
     ends: list[tuple[OpenCall, CallEnd]] = []
     again: list[tuple[str, RetryAt | Requeue]] = []
     billed: list[tuple[str, Settlement]] = []
     for row in rows:
-        one = _checked(offered[row.id], row, superseded)
+        one = _checked(offered[row.id], row, superseded, canceled)
         result, decision, bill = one.result, one.decision, one.bill
         if isinstance(decision, Requeue):
             result = result._replace(outcome=Outcome.CANCELED)
@@ -220,7 +217,7 @@ def _settle(
         if result.is_billed:
             billed.append((row.project_id, one))
     end_attempts(conn, results)
-    forget_requests(conn, [row.id for row in rows if row.canceled])
+    forget_requests(conn, canceled)
     end_waiting(conn, ends, now)
     requeue_calls(conn, again)
     _charge(conn, billed, now)
@@ -262,7 +259,9 @@ def _check_storable(one: Settlement) -> None:
         raise Unstorable(f"attempt {one.attempt_id} costs {bill.price}")
 
 
-def _checked(one: Settlement, row: _OpenAttempt, superseded: Collection[str]) -> Settlement:
+def _checked(
+    one: Settlement, row: _OpenAttempt, superseded: Collection[str], canceled: Collection[str]
+) -> Settlement:
     if not one.result.is_billed or not isinstance(one.decision, Finish):
         one = one._replace(bill=NOTHING)
     if row.reserved and one.bill.price > row.reserved:
@@ -272,7 +271,7 @@ def _checked(one: Settlement, row: _OpenAttempt, superseded: Collection[str]) ->
         return one
     if row.claim == ANSWERED:
         return one._replace(decision=Finish(CallStatus.UNKNOWN))
-    if row.canceled:
+    if row.id in canceled:
         return one._replace(decision=Finish(CallStatus.CANCELED))
     if row.call_id in superseded:
         return one._replace(decision=Finish(CallStatus.CANCELED, one_time_passwords.REASON))
