@@ -199,7 +199,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
     "again": (endings._DUE_AGAIN.core, {"again": [("a", 1.0)]}, set()),
     "forgotten requests": (endings._FORGET_REQUESTS.core, {"over": ROWS}, set()),
-    "asked": (calls._ASKED, {"ids": IDS}, set()),
+    "asked": (endings._REQUESTED.core, {"ids": ROWS}, set()),
     "budgets": (balances._LIMITED.core, {"asked": ROWS}, set()),
     "playable": (placing._PLAYABLE.core, {"wanted": ROWS}, set()),
     "limits and lists": (placing._SPECIAL.core, {"asked": ROWS}, set()),

@@ -7,7 +7,7 @@ by then ends like any answered call.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -17,7 +17,7 @@ from bitel.domain.attempts import Media, Outcome
 from bitel.domain.calls import Call, CallStatus
 from bitel.errors import NotFoundError
 from bitel.store.endings import CallEnd, end_calls
-from bitel.store.schema import attempt, call, cancel_request, ledger_entry
+from bitel.store.schema import attempt, call, ledger_entry
 from bitel.store.sql_batch import Statement, in_chunks, matches, values_parameter
 
 
@@ -166,9 +166,6 @@ _REQUEST_CANCEL: Final = text(
     ON CONFLICT (attempt_id) DO NOTHING
     """
 )
-_ASKED: Final = select(cancel_request.c.attempt_id).where(
-    cancel_request.c.attempt_id.in_(bindparam("ids", expanding=True))
-)
 
 
 def cancel(conn: Connection, project_id: str, call_id: str, now: float) -> Call:
@@ -192,8 +189,3 @@ def cancel_calls(conn: Connection, calls: Sequence[LockedCall], now: float) -> N
     end_calls(conn, ends, now)
     if dialled := [{"call_id": row.id} for row in calls if row.due_at is None]:
         conn.execute(_REQUEST_CANCEL, dialled)
-
-
-def cancel_requested(conn: Connection, attempts: Collection[str]) -> set[str]:
-    """The attempts for which a cancel was requested, of those given."""
-    return {found for ids in in_chunks(attempts) for found in conn.execute(_ASKED, ids).scalars()}

@@ -21,7 +21,6 @@ from bitel.domain.retry import Requeue, RetryRule, RetryWaits
 from bitel.domain.webhooks import CALL_ANSWERED, CALL_INITIATED, CALL_RINGING
 from bitel.store import (
     call_events,
-    calls,
     campaign_schedules,
     do_not_call,
     event_rows,
@@ -35,6 +34,7 @@ from bitel.store.call_events import CallEvent
 from bitel.store.campaign_schedules import CampaignBudgets, NoPace, Pace, Page, Schedules
 from bitel.store.endings import (
     CallEnd,
+    cancel_requested,
     end_attempts,
     end_calls,
     forget_requests,
@@ -321,7 +321,7 @@ def undo(
         {"dialer_id": lease.dialer_id, "epoch": lease.epoch, "claimed_at": list(claimed_at)},
     ).all()
     undone = [row for row in rows if row.id not in dialled]
-    canceled = calls.cancel_requested(conn, [row.id for row in undone])
+    canceled = cancel_requested(conn, [row.id for row in undone])
     now = max(claimed_at, default=0.0)
     results = [
         AttemptResult(Outcome.CANCELED, row.started_at, now, detail=_NEVER_DIALLED)

@@ -138,6 +138,22 @@ def interrupt_attempts(conn: Connection, attempts: Iterable[OpenAttempt], now: f
     end_attempts(conn, results)
 
 
+_REQUESTED: Final = Statement(
+    sa.select(cancel_request.c.attempt_id).where(is_among(cancel_request.c.attempt_id, "ids"))
+)
+
+
+def cancel_requested(conn: Connection, attempts: Collection[str]) -> set[str]:
+    """The attempts for which a cancel was requested, of those given.
+
+    To be read after their calls are locked: a cancel that held the lock is seen then.
+    """
+    if not attempts:
+        return set()
+    rows = _REQUESTED.rows(conn, {"ids": [(each,) for each in attempts]})
+    return {row.attempt_id for row in rows}
+
+
 def forget_requests(conn: Connection, attempts: Collection[str]) -> None:
     """Delete the cancel requests of these attempts, which are over."""
     if attempts:

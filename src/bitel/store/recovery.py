@@ -12,9 +12,10 @@ from sqlalchemy import CTE, Connection, Select, bindparam, select
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.retry import Requeue, RetryAt, RetryRule, RetryWaits
-from bitel.store import call_events, calls, claims, leases
+from bitel.store import call_events, claims, leases
 from bitel.store.endings import (
     CallEnd,
+    cancel_requested,
     end_calls,
     forget_requests,
     interrupt_attempts,
@@ -95,7 +96,7 @@ def take_over(
     """
     epoch = leases.take(conn, dialer_id, worker, now, terms)
     left = conn.execute(_LEFT_OPEN, {"dialer_id": dialer_id}).all()
-    canceled = calls.cancel_requested(conn, [row.id for row in left])
+    canceled = cancel_requested(conn, [row.id for row in left])
     interrupt_attempts(conn, left, now)
     forget_requests(conn, canceled)
     ends: list[CallEnd] = []

@@ -20,7 +20,6 @@ from bitel.domain.webhooks import CALL_COMPLETED
 from bitel.store import (
     balances,
     call_events,
-    calls,
     do_not_call,
     event_rows,
     leases,
@@ -30,6 +29,7 @@ from bitel.store.call_events import CallEvent
 from bitel.store.endings import (
     CallEnd,
     OpenCall,
+    cancel_requested,
     end_attempts,
     end_waiting,
     forget_requests,
@@ -188,7 +188,7 @@ def _settle(
     ]
     superseded = one_time_passwords.superseded(conn, otp) if otp else set()
     # Read when the calls are locked: a query sees no request that was committed while it waited.
-    canceled = calls.cancel_requested(conn, [row.id for row in rows])
+    canceled = cancel_requested(conn, [row.id for row in rows])
     results: list[tuple[str, AttemptResult]] = []
     ends: list[tuple[OpenCall, CallEnd]] = []
     again: list[tuple[str, RetryAt | Requeue]] = []
