@@ -29,6 +29,7 @@ from bitel.store import campaigns, claims, placing, projects, recovery
 from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
 from bitel.store.endings import CallEnd, end_calls
+from bitel.store.leases import Slot
 
 PIECE: Final = 10_000
 LIMIT: Final = 50.0
@@ -128,7 +129,9 @@ def claim_rows(database: Database, server: Server, campaign_id: str) -> list[Row
     """The time of a claim of 100 calls beside a paused campaign, and from a running one."""
     now = time.time()
     (project,) = database.read_now(projects.listing)
-    lease, _ = database.write_now(lambda conn: recovery.take_over(conn, "main", "bench", now, 77.0))
+    lease, _ = database.write_now(
+        lambda conn: recovery.take_over(conn, Slot("main"), "bench", now, 77.0)
+    )
 
     def claim() -> float:
         began = time.perf_counter()

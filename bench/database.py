@@ -38,6 +38,7 @@ from bitel.domain.ids import new_id
 from bitel.store import claims, fair_queue, migrate, projects, recordings, recovery
 from bitel.store.database import Database
 from bitel.store.engines import is_sqlite, make_engine, parse_url
+from bitel.store.leases import Slot
 from bitel.store.recordings import Recording
 
 PROJECTS: Final = 50
@@ -190,7 +191,7 @@ def claim_rows(filled: Filled) -> list[Row]:
     with Database.open(filled.url) as database:
         now = time.time()
         lease, _ = database.write_now(
-            lambda conn: recovery.take_over(conn, "main", "bench", now, 77.0)
+            lambda conn: recovery.take_over(conn, Slot("main"), "bench", now, 77.0)
         )
         query, cpu, whole = [], [], []
         for _ in range(CLAIMS):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.dialing.dispatcher import BURST_SECONDS, Limits
+from bitel.dialing.limit_shares import BURST_SECONDS
 from bitel.token_bucket import TokenBucket
 
 
 def pace(per_second: float, now: float = 0.0) -> TokenBucket:
     """The bucket of a dispatcher that may start so many calls a second."""
-    limits = Limits(max_channels=10, calls_per_second=per_second, ring_timeout=30.0)
-    return TokenBucket(limits.calls_per_second, limits.burst, now)
+    return TokenBucket(per_second, max(1.0, per_second * BURST_SECONDS), now)
 
 
 def take_all(bucket: TokenBucket, now: float) -> int:

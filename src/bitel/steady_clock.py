@@ -170,7 +170,7 @@ class SteadyClock:
         `boot` identifies. Raises BitelError where the file can't be read or locked. One that can't
         be written is written later.
         """
-        boot_time = boot_time or _boot_time
+        boot_time = boot_time or boot_clock
         boot = _boot_id() if boot is None else boot
         path = data_dir / "clock"
         try:
@@ -207,8 +207,8 @@ class SteadyClock:
         except OSError:
             anchor = None
         if anchor is None or anchor.boot != boot:
-            anchor = _continued(anchor, boot, *_read_both(time.time, _boot_time))
-        return cls(anchor, None, boot, time.time, _boot_time)
+            anchor = _continued(anchor, boot, *_read_both(time.time, boot_clock))
+        return cls(anchor, None, boot, time.time, boot_clock)
 
     def __call__(self) -> float:
         """Now, in Unix seconds."""
@@ -303,7 +303,8 @@ def _read_both(system: Callable[[], float], boot_time: Callable[[], float]) -> t
     return found
 
 
-def _boot_time() -> float:
+def boot_clock() -> float:
+    """Seconds of a monotonic clock that also counts while the machine is suspended."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()

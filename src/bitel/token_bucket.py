@@ -1,6 +1,16 @@
-"""Token bucket: a rate limit; the caller passes in the time."""
+"""Rate limits: a token bucket and a sliding window; the caller passes in the time.
+
+A token bucket lets calls begin evenly, but as many as its burst beyond the rate within a second. A
+sliding window never lets more begin within a second than its limit, but all of them at once.
+"""
 
 from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+WINDOW: Final = 1.0
+"""Seconds of a sliding window."""
 
 
 class TokenBucket:
@@ -42,3 +52,22 @@ class TokenBucket:
     def wait(self) -> float:
         """Seconds from the last call of `available` or `take` until there is a token."""
         return max(0.0, (1.0 - self._tokens) / self.per_second)
+
+
+class SlidingWindow:
+    """Counts what has begun within the last second."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self) -> None:
+        self._begun: deque[float] = deque()
+
+    def count(self, now: float) -> int:
+        """How many have begun within the second before `now`."""
+        while self._begun and self._begun[0] <= now - WINDOW:
+            self._begun.popleft()
+        return len(self._begun)
+
+    def add(self, now: float, count: int = 1) -> None:
+        """Count some that begin now."""
+        self._begun.extend([now] * count)

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select, update
 
 from bitel.domain.calls import CallStatus
+from bitel.store.leases import Slot
 from bitel.store.schema import call
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ async def test_an_unknown_call_is_not_found(stage: Stage, call_id: str) -> None:
 async def test_servers_are_up_while_they_are_heard_of(stage: Stage) -> None:
     from bitel.store import recovery
 
-    stage.do(lambda conn: recovery.take_over(conn, "main", "w", stage.clock(), 77.0))
+    stage.do(lambda conn: recovery.take_over(conn, Slot("main"), "w", stage.clock(), 77.0))
     async with stage.client() as client:
         first = (await client.get("/api/v2/servers")).json()
         stage.clock.advance(15.5)
@@ -154,12 +155,12 @@ async def test_servers_say_why_a_dialer_is_paused(stage: Stage) -> None:
     from bitel.store import leases, recovery
 
     now = stage.clock()
-    lease, _ = stage.do(lambda conn: recovery.take_over(conn, "main", "w", now, 77.0))
-    history = leases.TrunkHistory("the trunk refuses every call (403 Forbidden)")
-    stage.do(lambda conn: leases.record_trunks(conn, lease, history, now))
+    lease, _ = stage.do(lambda conn: recovery.take_over(conn, Slot("main"), "w", now, 77.0))
+    state = leases.WorkerState(paused_reason="the trunk refuses every call (403 Forbidden)")
+    stage.do(lambda conn: leases.renew(conn, lease, now, state))
     async with stage.client() as client:
         main, spare = (await client.get("/api/v2/servers")).json()["result"]
-    assert (main["paused"], spare["paused"]) == (history.paused_reason, None)
+    assert (main["paused"], spare["paused"]) == (state.paused_reason, None)
 
 
 async def test_the_calls_of_many_requests_at_once_are_all_placed(stage: Stage) -> None:

@@ -13,7 +13,8 @@ from sqlalchemy import Connection
 
 from bitel.dialing.backpressure import LoadSample
 from bitel.dialing.dialer import OnAnswered, OnRinging, ignore_ringing
-from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.dispatcher import Dispatcher
+from bitel.dialing.limit_shares import Limits
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import Call, Lane
 from bitel.domain.pricing import Rate, Tariff

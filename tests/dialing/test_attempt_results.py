@@ -27,7 +27,7 @@ from bitel.store import (
 )
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease
+from bitel.store.leases import Lease, Slot
 from bitel.store.schema import webhook_event
 from bitel.store.settling import Settlement, Unstorable
 from tests.support import call_rows, factories
@@ -86,7 +86,7 @@ class World:
             )
         )
         self.lease: Lease = database.write_now(
-            lambda conn: recovery.take_over(conn, "main", "w", NOW, 77.0)
+            lambda conn: recovery.take_over(conn, Slot("main"), "w", NOW, 77.0)
         )[0]
 
     def claim(self, count: int = 3) -> list[Claim]:

@@ -18,15 +18,15 @@ from bitel.dialing.dispatcher import (
     RING_MARGIN,
     STALE_CLAIM,
     Dispatcher,
-    Limits,
 )
+from bitel.dialing.limit_shares import Limits
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.pricing import Rate, Tariff
 from bitel.store import calls, claims, leases, pausing, projects, recovery
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import LostLease
+from bitel.store.leases import LostLease, Slot
 from bitel.store.pausing import Pause
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
 from tests.support.clocks import FakeClock
@@ -209,7 +209,7 @@ async def test_what_is_known_of_a_trunk_outlives_the_worker(play: Play) -> None:
     dialer.paused_reason, dialer.has_worked = "the trunk refuses every call", True
     dispatcher = play.dispatcher(dialer)
     async with at_work(dispatcher):
-        await play.database.write(dispatcher._expire_and_renew)
+        assert await dispatcher.confirm_lease()
         reasons = await play.database.read(leases.paused_reasons)
         assert reasons == {"main": "the trunk refuses every call"}
     restarted = ScriptedDialer(play.clock, [Outcome.ANSWERED])
@@ -392,7 +392,7 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     await play.dialled(dialer)
     redial_after = RING_TIMEOUT + REDIAL_MARGIN
     await play.database.write(
-        lambda conn: recovery.take_over(conn, "main", "worker-2", play.clock(), redial_after)
+        lambda conn: recovery.take_over(conn, Slot("main"), "worker-2", play.clock(), redial_after)
     )
     await play.place()
     dispatcher.wake()

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from bitel.dialing import lease_keeper
 from bitel.dialing.dispatcher import REDIAL_MARGIN, Dispatcher
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus
 from bitel.store import calls, leases
 from bitel.store.database import Database
-from bitel.store.leases import LostLease
+from bitel.store.leases import LostLease, Slot
 from tests.dialing.scripted import RING_TIMEOUT, Play, ScriptedDialer, at_work
 from tests.support.clocks import FakeClock
 from tests.support.waiting import until
@@ -86,7 +87,8 @@ async def test_a_crash_loop_rings_a_phone_once_and_once_for_each_retry(play: Pla
 async def test_a_worker_whose_carrier_is_down_is_alive_and_not_up(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitel.dialing.dispatcher._RENEW", 0.02)
+    monkeypatch.setattr(lease_keeper, "RENEW_ALONE", 0.02)
+    monkeypatch.setattr(lease_keeper, "RENEW_SHARED", 0.02)
 
     async def state() -> tuple[float, bool]:
         def look(conn: Any) -> tuple[float, bool]:
@@ -111,13 +113,11 @@ async def test_a_lease_that_proves_lost_ends_the_worker_at_once(play: Play) -> N
     await play.place()
     await dispatcher.take_over()
     task = asyncio.create_task(dispatcher.run())
-    async with asyncio.timeout(2.0):  # a renewal would come after 5 s
+    async with asyncio.timeout(2.0):
         await until(lambda: dialer.orders)
         assert await dispatcher.confirm_lease()
         now = play.clock()
-        await play.database.write(
-            lambda conn: leases.fence(conn, "main", "worker-2", "i" * 32, now)
-        )
+        await play.database.write(lambda conn: leases.fence(conn, Slot("main"), "worker-2", now))
         assert not await dispatcher.confirm_lease()
         with pytest.raises(LostLease):
             await task
@@ -128,18 +128,18 @@ async def test_a_lease_that_proves_lost_ends_the_worker_at_once(play: Play) -> N
 async def test_a_lease_that_the_database_does_not_confirm_in_time_is_in_doubt(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitel.dialing.dispatcher._CONFIRM", 0.05)
+    monkeypatch.setattr(lease_keeper, "_CONFIRM", 0.05)
     dispatcher = play.dispatcher(ScriptedDialer(play.clock, [Outcome.ANSWERED]))
     async with at_work(dispatcher):
         frozen = threading.Event()
-        holder = leases.holder
+        renew = leases.renew
 
-        def slow(conn: Any, dialer_id: str) -> leases.Holder:
+        def slow(*arguments: Any) -> Any:
             frozen.wait(10.0)
-            return holder(conn, dialer_id)
+            return renew(*arguments)
 
-        monkeypatch.setattr(leases, "holder", slow)
+        monkeypatch.setattr(leases, "renew", slow)
         assert not await dispatcher.confirm_lease()
         frozen.set()
-        monkeypatch.setattr("bitel.dialing.dispatcher._CONFIRM", 5.0)
+        monkeypatch.setattr(lease_keeper, "_CONFIRM", 5.0)
         assert await dispatcher.confirm_lease(), "it was not lost, and the worker goes on"

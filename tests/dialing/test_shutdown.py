@@ -16,8 +16,9 @@ import structlog
 from bitel.dialing import attempt_writer
 from bitel.dialing import dispatcher as dispatching
 from bitel.dialing.dialer import OnAnswered
-from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.dispatcher import Dispatcher
 from bitel.dialing.journal import Journal
+from bitel.dialing.limit_shares import Limits
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.pricing import Bill, Tariff

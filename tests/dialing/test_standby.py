@@ -24,7 +24,7 @@ from bitel.dialing.standby import (
 from bitel.errors import BitelError, UnavailableError
 from bitel.store import leases, recovery
 from bitel.store.database import Database
-from bitel.store.leases import Holder, Lease, LostLease, TakeOverTerms
+from bitel.store.leases import Holder, Lease, LostLease, Slot, TakeOverTerms
 from tests.support.clocks import FakeClock
 
 
@@ -46,7 +46,9 @@ class Site:
     def take_over(self, standby: Standby, terms: TakeOverTerms | None) -> Lease:
         assert terms is not None, "it had to wait"
         lease, _ = self.database.write_now(
-            lambda conn: recovery.take_over(conn, "main", standby._worker, 1.0, 77.0, 55.0, terms)
+            lambda conn: recovery.take_over(
+                conn, Slot("main"), standby._worker, 1.0, 77.0, 55.0, terms
+            )
         )
         return lease
 

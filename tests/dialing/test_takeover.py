@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bitel.dialing.dispatcher import REDIAL_MARGIN, Dispatcher, Limits
+from bitel.dialing.dispatcher import REDIAL_MARGIN, Dispatcher
+from bitel.dialing.limit_shares import Limits
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus
 from bitel.store.database import Database

@@ -24,6 +24,7 @@ from bitel.store import endings, projects, recovery
 from bitel.store.database import Database
 from bitel.store.db_errors import StoreUnavailable
 from bitel.store.endings import CallEnd
+from bitel.store.leases import Slot
 from tests.support import call_rows, factories
 from tests.support.waiting import until
 
@@ -83,7 +84,7 @@ def place(database: Database, clock: FakeClock, count: int) -> list[str]:
             for n in range(count)
         ]
         call_rows.place(conn, new)
-        recovery.take_over(conn, "main", "w", now, 77.0)
+        recovery.take_over(conn, Slot("main"), "w", now, 77.0)
         return [call.id for call in new]
 
     return database.write_now(work)

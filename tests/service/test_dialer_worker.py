@@ -18,7 +18,8 @@ from bitel.demo.stage import free_port
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
-from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.dispatcher import Dispatcher
+from bitel.dialing.limit_shares import Limits
 from bitel.dialing.standby import DialerLock, Standby
 from bitel.domain.pricing import Tariff
 from bitel.errors import BitelError, UnavailableError

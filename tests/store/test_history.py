@@ -51,7 +51,7 @@ from bitel.store import (
 )
 from bitel.store import calls as call_rows
 from bitel.store.claims import Claim
-from bitel.store.leases import Lease, LostLease
+from bitel.store.leases import Lease, LostLease, Slot
 from bitel.store.schema import (
     attempt,
     call,
@@ -252,7 +252,9 @@ class History(RuleBasedStateMachine):
     def take_over(self) -> None:
         open_before = self.open_attempts()
         lease, recovered = self.do(
-            lambda conn: recovery.take_over(conn, "main", "w", self.now, REDIAL_AFTER, LAST_INVITE)
+            lambda conn: recovery.take_over(
+                conn, Slot("main"), "w", self.now, REDIAL_AFTER, LAST_INVITE
+            )
         )
         assert all(lease.epoch > older.epoch for older in self.leases)
         assert recovered.redialled + recovered.unknown == len(open_before)

@@ -11,7 +11,7 @@ import structlog
 from bitel.domain.calls import CallStatus
 from bitel.maintenance.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
 from bitel.store import leases, recovery
-from bitel.store.leases import Lease
+from bitel.store.leases import Lease, Slot
 from tests.support import call_rows
 from tests.support.clocks import FakeClock
 
@@ -58,7 +58,7 @@ def begin(world: World) -> tuple[Lease, str, str]:
     """A dialer that is not known rings one phone and has been answered by another."""
     ringing, heard = world.place(dialer_id="gone"), world.place(dialer_id="gone")
     now = world.clock()
-    lease, _ = world.do(lambda conn: recovery.take_over(conn, "gone", "w", now, 77))
+    lease, _ = world.do(lambda conn: recovery.take_over(conn, Slot("gone"), "w", now, 77))
     claimed = {one.call_id: one for one in world.claim(lease)}
     world.heard(lease, claimed[heard])
     return lease, ringing, heard

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import insert, update
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
@@ -14,9 +15,9 @@ from bitel.domain.retry import Finish, RetryAt, decide
 from bitel.store import claims, leases, recovery
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Holder, Lease, LostLease
+from bitel.store.leases import Holder, Lease, Slot, Worker, WorkerState
 from bitel.store.recovery import Recovered
-from bitel.store.schema import FINISHED, ledger_entry
+from bitel.store.schema import FINISHED, dialer, ledger_entry
 from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 REDIAL_AFTER = 77.0
 LAST_INVITE = 55.0
+HERE, THERE = "a" * 32, "b" * 32
 
 
 def test_each_take_over_has_a_higher_epoch(world: World) -> None:
@@ -36,61 +38,110 @@ def test_each_take_over_has_a_higher_epoch(world: World) -> None:
 def test_only_the_last_worker_can_renew(world: World) -> None:
     old, new = world.take_over("old"), world.take_over("new")
 
-    assert not world.do(lambda conn: leases.renew(conn, old, world.clock()))
-    assert world.do(lambda conn: leases.renew(conn, new, world.clock()))
+    assert world.do(lambda conn: leases.renew(conn, old, world.clock())) == [only(world)]
+    assert [each.name for each in world.do(lambda conn: leases.renew(conn, new, 5.0))] == ["new"]
+    assert only(world).seen_at == 5.0
 
 
-def test_a_lease_is_free_again_once_it_was_released(world: World) -> None:
+def only(world: World) -> Worker:
+    """The only worker of the dialer."""
+    (found,) = world.do(lambda conn: leases.workers(conn, "main"))
+    return found
+
+
+def join(world: World, name: str, installation: str, number: int = 1) -> Lease:
+    """Take a lease in a slot."""
+    slot, now = Slot("main", installation, number), world.clock()
+    return world.do(
+        lambda conn: recovery.take_over(conn, slot, name, now, REDIAL_AFTER, LAST_INVITE)
+    )[0]
+
+
+def test_workers_with_slots_of_their_own_work_at_the_same_time(world: World) -> None:
+    ids = {world.place() for _ in range(3)}
+    workers = [join(world, "a", HERE), join(world, "b", HERE, 2), join(world, "c", THERE)]
+    claimed = {}
+    for lease in workers:
+        (claimed[lease],) = world.claim(lease, 1)
+    assert {one.call_id for one in claimed.values()} == ids
+    for lease, one in claimed.items():
+        assert world.heard(lease, one) == {one.attempt_id}
+        others = [each for each in workers if each != lease]
+        assert [world.heard(other, one) for other in others] == [set(), set()]
+    again = join(world, "b again", HERE, 2)
+    assert [each.epoch for each in world.do(lambda conn: leases.workers(conn, "main"))] == [1, 3, 4]
+    assert not world.do(lambda conn: leases.holds(conn, workers[1]))
+    assert world.do(lambda conn: leases.holds(conn, again))
+    statuses = [world.call(claimed[lease].call_id).status for lease in workers]
+    assert statuses == [CallStatus.WAITING, CallStatus.UNKNOWN, CallStatus.WAITING]
+
+
+def test_the_row_of_the_dialer_names_a_worker_while_there_is_one(world: World) -> None:
     def holder() -> Holder:
         return world.do(lambda conn: leases.holder(conn, "main"))
 
     assert holder() == Holder()
-    first, _ = world.recover("a", installation="i" * 32)
-    assert holder() == Holder(1, "a", "i" * 32, world.clock())
-    second, _ = world.recover("b", installation="j" * 32)
+    first, second = join(world, "a", HERE), join(world, "b", THERE)
+    assert holder() == Holder(2, "b", THERE, world.clock())
+    now = world.clock.advance(5)
+    world.do(lambda conn: leases.renew(conn, second, now))
+    world.do(lambda conn: leases.renew(conn, first, now))
+    assert holder() == Holder(2, "a", HERE, now)
     world.do(lambda conn: leases.release(conn, first))
-    assert holder().installation == "j" * 32
+    assert holder()[:3] == (2, "b", THERE)
     world.do(lambda conn: leases.release(conn, second))
-    assert holder() == Holder(2, "b", None, world.clock())
+    assert holder()[:3] == (2, "b", None)
     assert world.do(lambda conn: leases.dialers_up(conn, world.clock(), 15)) == {"main": False}
 
 
-def test_a_take_over_fails_if_the_holder_is_no_longer_what_was_seen(world: World) -> None:
-    world.recover("a", former=Holder())
-    seen = world.do(lambda conn: leases.holder(conn, "main"))
-    with pytest.raises(LostLease):
-        world.recover("late", former=Holder())
-    world.clock.advance(5)
-    lease = world.take_over("b")
-    with pytest.raises(LostLease):
-        world.recover("late", former=seen)
-    seen = world.do(lambda conn: leases.holder(conn, "main"))
-    world.clock.advance(5)
-    assert world.do(lambda conn: leases.renew(conn, lease, world.clock()))
-    with pytest.raises(LostLease):
-        world.recover("late", former=seen)
-    seen = world.do(lambda conn: leases.probe(conn, "main"))
-    assert world.recover("c", former=seen)[0].epoch == 3
+def test_a_worker_is_dead_only_as_it_was_seen(world: World) -> None:
+    survivor, lease = join(world, "survivor", HERE), join(world, "dead", THERE)
+    _, seen = world.do(lambda conn: leases.workers(conn, "main"))
+    world.do(lambda conn: leases.renew(conn, lease, world.clock.advance(1)))
+    assert not world.do(lambda conn: leases.remove_dead(conn, seen))
+    _, seen = world.do(lambda conn: leases.workers(conn, "main"))
+    assert world.do(lambda conn: leases.remove_dead(conn, seen))
+    assert not world.do(lambda conn: leases.remove_dead(conn, seen)), "another was faster"
+    assert not world.do(lambda conn: leases.holds(conn, lease))
+    assert world.do(lambda conn: leases.holds(conn, survivor))
+
+
+def test_a_worker_of_the_version_before_holds_the_dialer_alone(world: World) -> None:
+    def former() -> Holder | None:
+        return world.do(lambda conn: leases.former_version(conn, "main"))
+
+    assert former() is None
+    of_before = {"id": "main", "epoch": 7, "worker": "old", "seen_at": 5.0, "installation": THERE}
+    world.do(lambda conn: conn.execute(insert(dialer).values(of_before)))
+    assert former() == Holder(7, "old", THERE, 5.0)
+    world.do(lambda conn: conn.execute(update(dialer).values(installation=None)))
+    assert former() is None
+    lease = join(world, "new", HERE)
+    assert (lease.epoch, former()) == (8, None)
+    # One that takes over by force: this worker stops.
+    forced = update(dialer).values(epoch=9, worker="old", installation=THERE)
+    world.do(lambda conn: conn.execute(forced))
+    assert world.do(lambda conn: leases.renew(conn, lease, 6.0)) == []
 
 
 def test_a_fence_stops_the_worker_and_leaves_its_attempts(world: World) -> None:
     call_id = world.place()
-    lease = world.take_over("old")
+    lease, other = world.take_over("old"), join(world, "other", THERE)
     (claimed,) = world.claim(lease)
     now = world.clock()
-    before = world.do(lambda conn: leases.fence(conn, "main", "new", "i" * 32, now))
-    assert before == Holder(1, "old", None, now)
-    assert world.do(lambda conn: leases.holder(conn, "main")) == Holder(2, "new", "i" * 32, now)
+    (before,) = world.do(lambda conn: leases.fence(conn, Slot("main"), "new", now))
+    assert (before.name, before.fenced) == ("old", True)
     assert not world.heard(lease, claimed)
     assert [row.outcome for row in world.attempts(call_id)] == [None]
+    assert world.do(lambda conn: leases.holds(conn, other))
 
 
 def test_a_dialer_without_a_carrier_is_not_up_though_its_worker_lives(world: World) -> None:
     lease = world.take_over()
     now = world.clock.advance(60)
-    assert world.do(lambda conn: leases.renew(conn, lease, now, up=False))
+    assert world.do(lambda conn: leases.renew(conn, lease, now, WorkerState(up=False)))
     assert world.do(lambda conn: leases.dialers_up(conn, now, 15)) == {"main": False}
-    assert world.do(lambda conn: leases.holder(conn, "main")).seen_at == now
+    assert only(world).seen_at == now
 
 
 def test_a_dialer_is_up_while_its_worker_renews(world: World) -> None:
@@ -168,7 +219,7 @@ def test_a_redial_counts_from_when_the_invite_may_have_left(
     world.place()
     world.claim(world.take_over("crashed"))
     world.clock.advance(crash_after)
-    lease, _ = world.recover("next", former_ended=former_ended)
+    lease, _ = world.recover("next", has_ended=former_ended)
 
     world.clock.advance(redial_after - crash_after - 0.01)
     assert world.claim(lease) == []
@@ -184,7 +235,7 @@ def test_a_redial_does_not_depend_on_the_difference_between_two_machines_clocks(
     world.claim(world.take_over("cut off"))
     world.clock.advance(30.0)
     world.clock.now -= ahead  # from here on it is the other machine's
-    lease, _ = world.recover("next", former_ended=False, former_ahead=ahead)
+    lease, _ = world.recover("next", has_ended=False, ahead=ahead)
 
     world.clock.advance(LAST_INVITE + REDIAL_AFTER - 30.0 - 0.01)
     assert world.claim(lease) == []
@@ -196,7 +247,7 @@ def test_a_claim_is_not_taken_to_be_later_than_now(world: World) -> None:
     world.place(expires_at=world.clock() + 86_400.0)
     world.claim(world.take_over("cut off"))
     world.clock.now -= 3600.0  # by how much is not known to the worker that takes over
-    lease, _ = world.recover("next", former_ended=False)
+    lease, _ = world.recover("next", has_ended=False)
     world.clock.advance(LAST_INVITE + REDIAL_AFTER)
     assert len(world.claim(lease)) == 1
 
@@ -269,7 +320,7 @@ def test_ringing_is_written_by_the_holder_and_only_of_what_still_rings(world: Wo
     third_id = world.place()
     (third,) = world.claim(lease)
     now = world.clock()
-    world.do(lambda conn: leases.fence(conn, "main", "new", "i" * 32, now))
+    world.do(lambda conn: leases.fence(conn, Slot("main"), "new", now))
     ring(world, lease, third)
     assert [each.rang_at for each in world.attempts(third_id)] == [None]
 
@@ -304,7 +355,7 @@ def test_other_dialers_are_left_alone(world: World) -> None:
     lease = world.take_over()
     (claimed,) = world.claim(lease)
 
-    world.do(lambda conn: recovery.take_over(conn, "other", "w", world.clock(), REDIAL_AFTER))
+    world.do(lambda conn: recovery.take_over(conn, Slot("other"), "w", world.clock(), REDIAL_AFTER))
 
     assert world.heard(lease, claimed) == {claimed.attempt_id}
 
@@ -322,7 +373,9 @@ def test_a_take_over_waits_for_the_commit_of_a_claim_that_is_under_way(
         with Database.open(database_url) as other:
             checked.wait(5)
             other.write_now(
-                lambda conn: recovery.take_over(conn, "main", "new", world.clock(), REDIAL_AFTER)
+                lambda conn: recovery.take_over(
+                    conn, Slot("main"), "new", world.clock(), REDIAL_AFTER
+                )
             )
             taken.set()
 

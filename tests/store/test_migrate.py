@@ -24,6 +24,7 @@ from bitel.errors import SettingsError
 from bitel.store import calls, claims, engines, migrate, projects, recordings, recovery
 from bitel.store.database import Database
 from bitel.store.db_errors import StoreUnavailable
+from bitel.store.leases import Slot
 from bitel.store.schema import metadata
 
 if TYPE_CHECKING:
@@ -141,7 +142,9 @@ def test_what_was_there_before_is_there_after(
             lambda conn: conn.execute(text("SELECT used_on FROM recording")).scalar_one()
         )
         assert abs(used_on - day_of(time.time())) <= 1, "the day of the upgrade"
-        lease, _ = database.write_now(lambda conn: recovery.take_over(conn, "main", "w", 5.0, 77))
+        lease, _ = database.write_now(
+            lambda conn: recovery.take_over(conn, Slot("main"), "w", 5.0, 77)
+        )
         (claimed,) = database.write_now(lambda conn: claims.claim(conn, lease, 9, 5.0))
         assert (claimed.call_id, claimed.recording_id, claimed.digits) == ("c", "r", "")
         assert (claimed.repeat_count, claimed.language) == (1, "")

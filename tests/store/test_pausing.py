@@ -110,10 +110,11 @@ def test_a_database_that_does_not_know_the_mark_pauses_the_service(world: World)
 
 def test_the_newest_attempt_is_kept_whatever_clock_a_worker_has(world: World) -> None:
     """After a failover to a machine whose clock is behind, ids may be smaller."""
-    world.do(lambda conn: pausing.note_claims(conn, "main", "b" * 32))
-    world.take_over()
+    first = world.take_over()
+    world.do(lambda conn: pausing.note_claims(conn, first, "b" * 32))
+    second = world.take_over()
     for newest in ("c", "a"):
-        world.do(lambda conn, newest=newest: pausing.note_claims(conn, "main", newest * 32))  # type: ignore[misc]
+        world.do(lambda conn, newest=newest: pausing.note_claims(conn, second, newest * 32))  # type: ignore[misc]
     world.place()
     now = world.clock()
     assert not world.do(lambda conn: pausing.pause_if_older(conn, "main", "c" * 32, now))

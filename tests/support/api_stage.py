@@ -26,7 +26,7 @@ from bitel.speech.library import SpeechLibrary
 from bitel.store import claims, projects, recordings, recovery, settling, tokens
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease
+from bitel.store.leases import Lease, Slot
 from bitel.store.projects import Project
 from bitel.store.schema import call
 from bitel.store.settling import Settlement
@@ -116,7 +116,7 @@ class Stage:
     def take(self, limit: int = 1000) -> tuple[Lease, list[Claim]]:
         """Claim what is due at the first dialer, as its dispatcher would."""
         now = self.clock()
-        lease, _ = self.do(lambda conn: recovery.take_over(conn, "main", "w", now, 77.0))
+        lease, _ = self.do(lambda conn: recovery.take_over(conn, Slot("main"), "w", now, 77.0))
         return lease, self.do(lambda conn: claims.claim(conn, lease, limit, now))
 
     def answer(self, lease: Lease, taken: list[Claim], price: str = "0", seconds: int = 12) -> None:

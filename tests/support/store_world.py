@@ -14,9 +14,9 @@ from bitel.domain.calls import Call, NewCall
 from bitel.store import calls, claims, projects, recovery, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, TakeOverTerms
+from bitel.store.leases import Lease, Slot
 from bitel.store.projects import Project
-from bitel.store.recovery import Recovered
+from bitel.store.recovery import FormerWorker, Recovered
 from bitel.store.schema import ledger_entry
 from bitel.store.settling import Settlement
 from tests.support import call_rows, factories
@@ -64,13 +64,15 @@ class World:
 
     def take_over_of(self, dialer_id: str) -> Lease:
         now = self.clock()
-        return self.do(lambda conn: recovery.take_over(conn, dialer_id, "w", now, REDIAL_AFTER))[0]
+        return self.do(
+            lambda conn: recovery.take_over(conn, Slot(dialer_id), "w", now, REDIAL_AFTER)
+        )[0]
 
     def recover(self, worker: str = "w", **terms: Any) -> tuple[Lease, Recovered]:
-        now, given = self.clock(), TakeOverTerms(**terms)
+        now, given = self.clock(), FormerWorker(**terms)
         return self.do(
             lambda conn: recovery.take_over(
-                conn, "main", worker, now, REDIAL_AFTER, LAST_INVITE, given
+                conn, Slot("main"), worker, now, REDIAL_AFTER, LAST_INVITE, given
             )
         )
 

@@ -19,7 +19,8 @@ from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.playlist import Codec, Playlist
 from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
-from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.dispatcher import Dispatcher
+from bitel.dialing.limit_shares import Limits
 from bitel.domain.attempts import DialRequest, Outcome
 from bitel.domain.calls import Call, CallStatus, NewCall
 from bitel.domain.ids import new_id

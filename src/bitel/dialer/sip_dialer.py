@@ -113,6 +113,16 @@ class SipTrunkDialer(Dialer):
         self._following: asyncio.Task[None] | None = None
         self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
         """Checks that this process still owns its calls; set before `start`, or never."""
+        self.has_lease: Callable[[], bool] = lambda: True
+        """Whether an INVITE may be sent now."""
+
+    @property
+    def address(self) -> str:
+        """Where SIP is spoken from, as "host:port"; empty before `start`."""
+        if self._transport is None:
+            return ""
+        host, port = self._transport.agent.config.local
+        return f"{host}:{port}"
 
     @property
     def up(self) -> bool:
@@ -379,6 +389,9 @@ class SipTrunkDialer(Dialer):
             while routes and attempt.rings_for():
                 if attempt.canceled:
                     return attempt.result(Outcome.CANCELED)
+                if not self.has_lease():
+                    lapsed = "the lease of the worker has lapsed"
+                    return result or attempt.result(Outcome.NOT_PLACED, lapsed)
                 route, *left = routes
                 begun_at = self._trunks.begin(route, passed)
                 if begun_at is None:

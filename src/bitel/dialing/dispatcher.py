@@ -1,15 +1,17 @@
 """Dispatches the due calls of one dialer: claims them, has them dialled, and settles the results.
 
-The calls table is the queue. A dispatcher holds its dialer's lease, claims as many due calls as
-free channels and the rate limit allow, has each dialled in a task of its own, and settles the
-result. The claim is durable before the INVITE, and the answer before the audio, so that the
-recovery after a crash knows how far each attempt had got.
+The calls table is the queue. A dispatcher holds a lease of its dialer, as other workers of the
+dialer may. It claims as many due calls as its shares of the channels and of the rate limit allow,
+has each dialled in a task of its own, and settles the result. The claim is durable before the
+INVITE, and the answer before the audio, so that the recovery after a crash knows how far each
+attempt had got.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections import Counter, OrderedDict
@@ -27,6 +29,8 @@ from bitel.dialing.campaign_pace import CampaignPace
 from bitel.dialing.claim_mark import ClaimMark
 from bitel.dialing.dialer import Dialer
 from bitel.dialing.journal import Journal
+from bitel.dialing.lease_keeper import LeaseKeeper
+from bitel.dialing.limit_shares import Limits, LimitShares, Usage
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
 from bitel.domain.calls import CallStatus, Lane
@@ -35,15 +39,15 @@ from bitel.domain.pricing import NOTHING, Tariff
 from bitel.domain.retry import Finish, Requeue, decide
 from bitel.domain.webhooks import CALL_ANSWERED, CALL_RINGING
 from bitel.errors import UnavailableError
-from bitel.store import claims, leases, pausing, recovery, settling
+from bitel.steady_clock import boot_clock
+from bitel.store import claims, leases, pausing, recovery, settling, worker_shares
 from bitel.store.campaign_schedules import Page
 from bitel.store.claims import Claim, Room
 from bitel.store.database import Database
-from bitel.store.leases import Lease, LostLease, TakeOverTerms, TrunkHistory
+from bitel.store.leases import Lease, LostLease, Slot, WorkerState
 from bitel.store.pausing import InForce
-from bitel.store.recovery import Recovered
+from bitel.store.recovery import FormerWorker, Recovered
 from bitel.store.settling import Settlement
-from bitel.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -60,9 +64,6 @@ MESSAGES_LATE = 50.0
 """Milliseconds for which SIP messages may have waited; beyond, no call is begun until they are
 read. INVITEs whose responses are read later than T1 are retransmitted, which adds to the load."""
 
-BURST_SECONDS: Final = 0.1
-"""Burst of the rate limit: calls of so many seconds may start at once after a pause."""
-
 AT_ONCE: Final = 20
 """Calls begun in one turn of the event loop, so that other tasks run in between."""
 
@@ -76,15 +77,16 @@ _SPREAD = _CLAIM_INTERVAL / 2
 """Seconds over which the calls of a large claim are begun."""
 _NOTHING_CLAIMED = 0.05
 """Seconds until the next claim after due calls had expired, or were locked by another worker."""
-_RENEW = 5.0
+_EXPIRE = 5.0
+"""Seconds between two looks for expired calls, while every channel is taken."""
+_SHARE = 0.4
+"""Seconds between two updates of this worker's shares in limits."""
 _AFTER_FAULT = 0.25
 """Seconds until the next try after the database could not be used."""
 _AFTER_BUG = 1.0
 """The same after an unexpected error, which each try writes to the log."""
 CLAIMS_FAIL_AFTER: Final = 2.0
 """Seconds for which claims must fail before `claims_fail` says so."""
-_CONFIRM = 3.0
-"""Seconds in which the database must confirm the lease."""
 _CANCEL_PAUSE = 0.1
 _OVERLOAD_POLL = 0.25
 """Seconds between two checks whether an overload is over."""
@@ -94,26 +96,6 @@ ENDING_TIMEOUT: Final = 32.0
 
 WRITING_TIMEOUT: Final = 2.0
 """Seconds that the last results may take to be written, before they go to the journal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """A dialer's limits: channels in use, calls started per second, seconds of ringing.
-
-    `otp_channels` of the channels are reserved for the OTP lane. `uncertain_redials` is how often a
-    call is redialled beyond its retries after failures in which a phone may have rung.
-    """
-
-    max_channels: int
-    calls_per_second: float
-    ring_timeout: float
-    otp_channels: int = 0
-    uncertain_redials: int = 1
-
-    @property
-    def burst(self) -> float:
-        """Calls that may start at once after a pause."""
-        return max(1.0, self.calls_per_second * BURST_SECONDS)
 
 
 @dataclass(slots=True)
@@ -141,6 +123,8 @@ class _Running:
     ended: bool = False
     """The attempt is over, and its result is being written."""
     rang_at: float | None = None
+    is_answered: bool = False
+    """Its answer is stored, so its audio is played."""
 
 
 class Dispatcher:
@@ -161,10 +145,22 @@ class Dispatcher:
         journal: Journal | None = None,
         mark: ClaimMark | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        lease_clock: Callable[[], float] = boot_clock,
         ahead: Callable[[], float] = lambda: 0.0,
+        late_ms: Callable[[], float] = lambda: 0.0,
+        on_drain: Callable[[], None] = lambda: None,
     ) -> None:
-        """`clock` gives the Unix seconds of stored times, `ahead` the seconds by which the system
-        clock, which calling windows use, is ahead of it."""
+        """Take no lease yet: that is `take_over`.
+
+        Args:
+            clock: gives the Unix seconds of stored times.
+            monotonic: gives seconds of a monotonic clock, for rates and the age of claims.
+            lease_clock: the same of one that also counts while the machine is suspended.
+            ahead: the seconds by which the system clock, which calling windows use, is ahead of
+                `clock`.
+            late_ms: how late RTP packets are, in milliseconds.
+            on_drain: called when the operator has asked this worker to stop.
+        """
         self.figures = Figures()
         self.pressure = Backpressure()
         self.recording_faults = recording_faults or RecordingFaults(dialer_id, monotonic)
@@ -177,18 +173,24 @@ class Dispatcher:
         self.worker = worker
         """The name of this worker in the dialer's row."""
         self._dialer = dialer
-        self._limits = limits
+        self._shares = LimitShares(dialer_id, limits, monotonic, database.is_shared)
         self._database = database
         self._tariff = tariff
         self._clock = clock
         self._monotonic = monotonic
+        self._lease_clock = lease_clock
         self._ahead = ahead
-        self._pace = TokenBucket(limits.calls_per_second, limits.burst, monotonic())
+        self._late_ms = late_ms
+        self._on_drain = on_drain
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
         self._last_campaign: OrderedDict[str, str] = OrderedDict()
         """By project."""
-        self._campaign_pace = CampaignPace(monotonic)
+        self._campaign_pace = CampaignPace(monotonic, self._shares)
+        self._shared_at = -math.inf
+        self._is_hungry = False
+        """More calls were due at the last claim than it might begin."""
+        self._claimed_before = 0
         self._due_page, self._expiry_page, self._claim_page = Page(), Page(), Page()
         self._wake_event = asyncio.Event()
         self._cancel_event = asyncio.Event()
@@ -203,14 +205,18 @@ class Dispatcher:
         self._claiming_ended = asyncio.Event()
         self._claiming_ended.set()
         self._drained = asyncio.Event()
-        self._lease_lost = asyncio.Event()
         self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
+        self._lease_keeper: LeaseKeeper
         self._attempts: AttemptWriter
 
     @property
     def max_channels(self) -> int:
         """The number of channels."""
         return self._limits.max_channels
+
+    @property
+    def _limits(self) -> Limits:
+        return self._shares.limits
 
     @property
     def held_back(self) -> float:
@@ -242,8 +248,8 @@ class Dispatcher:
         assert limits.ring_timeout == self._limits.ring_timeout
         if self._journal is not None:
             await asyncio.to_thread(self._journal.grow, limits.max_channels)
-        self._limits, self._tariff = limits, tariff
-        self._pace.per_second, self._pace.burst = limits.calls_per_second, limits.burst
+        self._shares.change(limits)
+        self._tariff = tariff
         self.wake()
 
     def wake(self) -> None:
@@ -251,10 +257,18 @@ class Dispatcher:
         self._wake_event.set()
         self._cancel_event.set()
 
-    async def take_over(self, terms: TakeOverTerms = TakeOverTerms()) -> Recovered:  # noqa: B008 # immutable
-        """Take the dialer's lease, and recover the open attempts of earlier workers.
+    async def take_over(
+        self,
+        slot: Slot | None = None,
+        former: FormerWorker = FormerWorker(),  # noqa: B008 # immutable
+        address: str = "",
+    ) -> Recovered:
+        """Take a lease of the dialer, and recover attempts of workers whose lease has ended.
 
-        Raises LostLease if the dialer's row is not what `terms` expect.
+        Args:
+            slot: the place of this worker; None: the only one.
+            former: what is known of the former worker of the slot.
+            address: where SIP is spoken from.
         """
         ring_timeout = self._limits.ring_timeout
         # A claim is dialled within STALE_CLAIM; no INVITE is sent after the ring time-out.
@@ -262,17 +276,30 @@ class Dispatcher:
         if self._journal is not None:
             await apply_journal(self._database, self.dialer_id, self._journal, self._clock)
         mark = await asyncio.to_thread(self._mark.read)
+        place = slot or Slot(self.dialer_id)
 
         def work(conn: Connection) -> tuple[Lease, Recovered]:
             now = self._clock()
             # Before the recovery, which makes calls due again.
             pausing.pause_if_older(conn, self.dialer_id, mark, now)
             return recovery.take_over(
-                conn, self.dialer_id, self.worker, now, redial_after, last_invite, terms
+                conn, place, self.worker, now, redial_after, last_invite, former, address
             )
 
         self._lease, recovered = await self._database.write(work)
         self._attempts = AttemptWriter(self._database, self._lease, self._clock, self._journal)
+        self._lease_keeper = LeaseKeeper(
+            self._database,
+            self._lease,
+            self._clock,
+            self._lease_clock,
+            self._state,
+            redial_after,
+            last_invite,
+            on_lapse=self._abandon_unanswered,
+            on_drain=self._on_drain,
+            on_recovered=self.wake,
+        )
         history = await self._database.read(lambda conn: leases.trunk_history(conn, self.dialer_id))
         if history.has_worked:
             self._dialer.assume_worked()
@@ -287,24 +314,24 @@ class Dispatcher:
     async def confirm_lease(self) -> bool:
         """Whether the lease still holds; False also if the database does not answer within 3 s.
 
-        If the lease is lost, `run` hangs up every call and raises LostLease.
+        If the lease is lost, `run` ends calls that are not answered, and raises LostLease.
         """
-        lease = self._lease
-        try:
-            async with asyncio.timeout(_CONFIRM):
-                row = await self._database.read(lambda conn: leases.holder(conn, self.dialer_id))
-        except (UnavailableError, TimeoutError) as fault:
-            log.warning("lease_not_confirmed", dialer=self.dialer_id, fault=str(fault) or "late")
-            return False
-        if lease.epoch and row.epoch != lease.epoch:
-            self._lease_lost.set()
-        return row.epoch == lease.epoch
+        return not self._lease.epoch or await self._lease_keeper.confirm()
+
+    def has_lease(self) -> bool:
+        """Whether an INVITE may be sent now."""
+        return not self._lease.epoch or self._lease_keeper.is_valid
 
     async def run(self) -> None:
-        """Dial due calls until `drain` has ended. Raises LostLease if another worker took over."""
+        """Dial due calls until `drain` has ended.
+
+        Raises LostLease if the lease is lost, after the calls that were answered have ended, unless
+        another process waits for that.
+        """
         tasks = [
             asyncio.create_task(self._claim_until_drained()),
-            asyncio.create_task(self._keep_lease()),
+            asyncio.create_task(self._lease_keeper.run()),
+            asyncio.create_task(self._expire_repeatedly()),
             asyncio.create_task(self._watch_for_cancels()),
             asyncio.create_task(self._drained.wait()),  # also while a claim hangs
         ]
@@ -313,8 +340,8 @@ class Dispatcher:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-        except LostLease:
-            self._abandon()
+        except LostLease as lost:
+            await self._end_without_lease(lost)
             raise
         finally:
             for task in [*tasks, journaling]:
@@ -393,7 +420,8 @@ class Dispatcher:
             self._wake_event.clear()
             next_claim = loop.time() + _CLAIM_INTERVAL
             try:
-                pause = await self._claim_due()
+                await self._update_shares()
+                pause = min(await self._claim_due(), _SHARE if self._shares.is_shared else _POLL)
             except UnavailableError as fault:
                 log.warning("claim_failed", dialer=self.dialer_id, fault=str(fault))
                 self._failing_since = self._failing_since or self._monotonic()
@@ -425,14 +453,17 @@ class Dispatcher:
         wait = self.recording_faults.wait()
         if wait > 0:
             return min(wait, _POLL)
-        free = self._limits.max_channels - len(self._running)
-        if free <= 0 or not self._dialer.up:
+        free = self._shares.channels + self._shares.otp_channels - len(self._running)
+        self._is_hungry = free <= 0
+        if free <= 0 or not self._dialer.up or not self._lease_keeper.is_valid:
             return _POLL
         if self._dialer.probing:
             free = min(free, 1)
-        allowed = self.recording_faults.limit(min(free, int(self._pace.available(now))))
+        may_begin = self._shares.may_begin(now)
+        allowed = self.recording_faults.limit(min(free, may_begin))
         if allowed <= 0:
-            return self._pace.wait()
+            self._is_hungry = may_begin <= 0
+            return min(self._shares.rate.wait(), _POLL)
         room = self._room(allowed)
         lanes = tuple(Lane) if room.others > 0 else (Lane.OTP,)
         if not self._more_due:
@@ -461,8 +492,8 @@ class Dispatcher:
             self._on_settled()
         if claimed:
             self._mark.note(max(one.attempt_id for one in claimed))
-        self._more_due = len(claimed) == allowed
-        self._pace.take(now, len(claimed))
+        self._is_hungry = self._more_due = len(claimed) == allowed
+        self._shares.rate.take(self._monotonic(), len(claimed))
         self.figures.claimed += len(claimed)
         for number, claim in enumerate(claimed, 1):
             self._start(claim, claimed_at)
@@ -495,11 +526,11 @@ class Dispatcher:
 
         OTP calls use their own channels first, and at most half of the shared ones.
         """
-        shared = self._limits.max_channels - self._limits.otp_channels
+        shared, reserved = self._shares.channels, self._shares.otp_channels
         otp = self._otp_running
-        otp_in_shared = max(0, otp - self._limits.otp_channels)
+        otp_in_shared = max(0, otp - reserved)
         others = shared - otp_in_shared - (len(self._running) - otp)
-        otp_most = self._limits.otp_channels + max(1, shared // 2) - otp
+        otp_most = reserved + max(1, shared // 2) - otp
         return Room(allowed, min(allowed, max(0, others)), max(0, min(allowed, otp_most)))
 
     async def _undo_doubtful(self) -> None:
@@ -589,7 +620,8 @@ class Dispatcher:
         claim = running.claim
         if self._draining:
             return self._requeue(claim, "the service was stopped")
-        if self._monotonic() - running.claimed_at > STALE_CLAIM:
+        is_stale = self._monotonic() - running.claimed_at > STALE_CLAIM
+        if is_stale or not self._lease_keeper.is_valid:
             return self._requeue(claim, "the claim was stale before it was dialled")
         if not self._tariff.prices(claim.e164):
             # The tariff has changed since the call was placed.
@@ -601,6 +633,7 @@ class Dispatcher:
             is_answered = await self._attempts.answered(
                 claim.attempt_id, answered_at, is_reported=CALL_ANSWERED in claim.events
             )
+            running.is_answered = is_answered
             self.figures.answered += is_answered
             return is_answered
 
@@ -677,45 +710,88 @@ class Dispatcher:
                 async with asyncio.timeout(_POLL):
                     await self._cancel_event.wait()
 
-    async def _keep_lease(self) -> None:
-        pause = _RENEW
+    async def _expire_repeatedly(self) -> None:
+        """End expired calls also while every channel is taken, and sync the mark of the claims."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._lease_lost.wait()
-                    raise self._lost()
+            await asyncio.sleep(_EXPIRE)
             try:
-                expired, mine = await self._database.write(self._expire_and_renew)
-            except UnavailableError as fault:
-                if pause == _RENEW:
-                    log.warning("lease_not_renewed", dialer=self.dialer_id, fault=str(fault))
-                pause = _AFTER_FAULT
-                continue
+                expired = await self._database.write(
+                    lambda conn: claims.expire(
+                        conn,
+                        self.dialer_id,
+                        self._clock(),
+                        ahead=self._ahead(),
+                        page=self._expiry_page,
+                    )
+                )
+                await asyncio.to_thread(self._mark.sync)
+            except UnavailableError:
+                continue  # the renewal of the lease has logged it
             except Exception:
-                log.exception("lease_renewal_broke", dialer=self.dialer_id)
-                pause = _AFTER_BUG
+                log.exception("expiry_broke", dialer=self.dialer_id)
                 continue
-            pause = _RENEW
-            await asyncio.to_thread(self._mark.sync)
             if expired:
                 self._on_settled()
-            if not mine:
-                raise self._lost()
 
-    def _lost(self) -> LostLease:
-        return LostLease(f"another worker took over the dialer {self.dialer_id!r}")
-
-    def _expire_and_renew(self, conn: Connection) -> tuple[int, bool]:
-        # Here too, so that calls expire while every channel is taken.
-        now = self._clock()
-        expired = claims.expire(
-            conn, self.dialer_id, now, ahead=self._ahead(), page=self._expiry_page
+    def _state(self) -> WorkerState:
+        begun = self.figures.claimed - self._claimed_before
+        self._claimed_before = self.figures.claimed
+        return WorkerState(
+            up=self._dialer.up,
+            paused_reason=self._dialer.paused_reason,
+            has_worked=self._dialer.has_worked,
+            channels=len(self._running),
+            calls_per_second=begun / self._lease_keeper.every,
+            late_ms=self._late_ms(),
         )
-        history = TrunkHistory(self._dialer.paused_reason, self._dialer.has_worked)
-        leases.record_trunks(conn, self._lease, history, now)
-        return expired, leases.renew(conn, self._lease, now, up=self._dialer.up)
 
-    def _abandon(self) -> None:
+    async def _update_shares(self) -> None:
+        """Report what this worker uses and wants of the shared limits, and take its grants.
+
+        Between two claims, so that what it uses does not grow meanwhile. Raises UnavailableError.
+        """
+        now = self._monotonic()
+        if now - self._shared_at < _SHARE and not self._campaign_pace.has_new:
+            return
+        shares, pace = self._shares, self._campaign_pace
+        is_able = self._dialer.up and not self._draining and self._lease_keeper.is_valid
+        usage = Usage(len(self._running), self._otp_running, self._is_hungry, is_able)
+        needs = {**shares.needs(usage), **pace.needs(is_able=is_able)}
+
+        def work(conn: Connection) -> dict[str, int] | None:
+            shares.occupied = worker_shares.occupied(conn, self.dialer_id, self._clock())
+            taken = {**shares.taken(), **pace.taken()}
+            return worker_shares.update(conn, self._lease, needs, taken)
+
+        if not shares.is_shared:
+            shares.occupied = await self._database.read(
+                lambda conn: worker_shares.occupied(conn, self.dialer_id, self._clock())
+            )
+        else:
+            try:
+                grants = await self._database.write(work)
+            except BaseException:
+                # It may have been written, with less than what this worker had.
+                shares.apply({})
+                raise
+            shares.apply(grants or {})
+        self._shared_at = now
+
+    def _abandon_unanswered(self) -> None:
+        """End the attempts that are not answered: other workers may make their calls."""
+        for attempt_id, running in list(self._running.items()):
+            if not running.is_answered:
+                running.requeue = True
+                self._dialer.abandon(attempt_id)
+
+    async def _end_without_lease(self, lost: LostLease) -> None:
+        """End what is not answered; wait for answered calls, unless another process waits too."""
         self._draining = True
-        for attempt_id in list(self._running):
-            self._dialer.abandon(attempt_id)
+        self._abandon_unanswered()
+        if lost.is_fenced:
+            for attempt_id in list(self._running):
+                self._dialer.abandon(attempt_id)
+            return
+        log.warning("lease_lost", dialer=self.dialer_id, calls=len(self._running))
+        while tasks := [each.task for each in self._running.values() if each.task]:
+            await asyncio.wait(tasks)

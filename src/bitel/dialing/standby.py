@@ -1,13 +1,15 @@
-"""Decides when a process may take over a dialer: only from a worker that is dead.
+"""Decides when a process may begin to work for a dialer: once its slot is free.
 
-Two things show that a worker is alive. Within one `data_dir` it holds a lock on a file, which the
-kernel releases when the process ends. A process that gets the lock, and finds this `data_dir` (its
-installation) in the dialer's row, knows that the former worker is dead, and takes over at once.
-Installations that share a database have only the heartbeat, `seen_at` in that row. A standby takes
-over after `HEARTBEAT_TIMEOUT` seconds without a heartbeat by its own monotonic clock, so neither
-clock differences between machines nor steps of a clock matter. During that time the database must
-have answered promptly, and taken writes towards the end: a frozen or read-only database would hide
-the heartbeats.
+A slot is the place of one worker in a `data_dir`. Its worker holds a lock on a file, which the
+kernel releases when the process ends. A process that gets the lock knows that the former worker of
+the slot is dead, and begins at once; one that does not is a standby.
+
+Processes with other data_dirs have slots of their own, on this or other machines, and work for the
+dialer at the same time. The version before this one has a single worker for each dialer, though. A
+process of this version begins when that has released the dialer, or has sent no heartbeat for
+`HEARTBEAT_TIMEOUT` seconds by this process's monotonic clock, so neither clock differences between
+machines nor steps of a clock matter. During that time the database must have answered promptly, and
+taken writes towards the end: a frozen or read-only database would hide the heartbeats.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from typing import Final
 
 from bitel.errors import BitelError
 from bitel.store import leases
-from bitel.store.database import Connection, Database
-from bitel.store.leases import Holder, TakeOverTerms
+from bitel.store.database import Database
+from bitel.store.leases import Slot
+from bitel.store.recovery import FormerWorker
 
 POLL: Final = 2.0
 """Seconds between two checks by a standby."""
@@ -102,7 +105,7 @@ def installation_of(data_dir: Path) -> str:
 
 
 class HeartbeatMonitor:
-    """Measures for how long a dialer's row has shown no new heartbeat. Times are monotonic seconds.
+    """Measures for how long a row has shown no new heartbeat. Times are monotonic seconds.
 
     A gap of more than `longest_gap` between two checks restarts the measurement: this process may
     have been suspended, and the worker with it.
@@ -112,26 +115,29 @@ class HeartbeatMonitor:
         self._longest_gap = longest_gap
         self.seconds = 0.0
         """Without a heartbeat, as of the last `observe`."""
-        self._holder: Holder | None = None
+        self._seen: object = None
         self._since = 0.0
         self._last = 0.0
 
-    def observe(self, holder: Holder, asked_at: float, answered_at: float) -> None:
-        """Record the row that a query found, which was sent and answered at these times."""
+    def observe(self, seen: object, asked_at: float, answered_at: float) -> None:
+        """Record the row that a query found, which was sent and answered at these times.
+
+        `seen` is what changes in it with each heartbeat.
+        """
         late = answered_at - asked_at > LONGEST_LOOK or asked_at - self._last > self._longest_gap
-        if late or holder != self._holder:
-            self._holder, self._since = holder, answered_at
+        if late or seen != self._seen:
+            self._seen, self._since = seen, answered_at
         self._last = answered_at
         # The row is known to be unchanged from the first answer to the last query.
         self.seconds = max(0.0, asked_at - self._since)
 
     def reset(self) -> None:
         """Start the measurement again with the next `observe`."""
-        self._holder, self.seconds = None, 0.0
+        self._seen, self.seconds = None, 0.0
 
 
 class Standby:
-    """Decides when this process may take over one dialer.
+    """Decides when this process may work for one dialer, in its slot.
 
     `clock` gives Unix seconds, `monotonic` those of a monotonic clock. Raises BitelError if
     `data_dir` can't be used.
@@ -145,31 +151,35 @@ class Standby:
         data_dir: Path,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        number: int = 1,
     ) -> None:
-        self.dialer_id = dialer_id
-        self.holder = Holder()
-        """The dialer's row at the last check."""
-        self.lock = DialerLock(data_dir / f"dialer-{dialer_id}.lock")
-        self._installation = installation_of(data_dir)
+        self.slot = Slot(dialer_id, installation_of(data_dir), number)
+        self.waits_for = ""
+        """The worker that had the slot or the dialer at the last check, if it is known."""
+        suffix = "" if number == 1 else f"-{number}"
+        self.lock = DialerLock(data_dir / f"dialer-{dialer_id}{suffix}.lock")
         self._worker = worker
         self._database = database
         self._clock = clock
         self._monotonic = monotonic
         self._heartbeat = HeartbeatMonitor(POLL + LONGEST_LOOK)
 
-    async def look(self) -> TakeOverTerms | None:
-        """Check once: the terms for a take-over now; None: check again after `POLL` seconds.
+    async def look(self) -> FormerWorker | None:
+        """Check once: what is known of the former worker of the slot, if this one may begin now.
 
-        The lock is kept once it is taken, also if None is returned. Raises UnavailableError if the
-        database can't be read.
+        None: check again after `POLL` seconds. The lock is kept once it is taken, also if None is
+        returned. Raises UnavailableError if the database can't be read.
         """
         locked = self.lock.acquire()
         is_probe = locked and self._heartbeat.seconds >= PROBE_AFTER
-        query = leases.probe if is_probe else leases.holder
+        query = leases.probe if is_probe else leases.former_version
         run = self._database.write if is_probe else self._database.read
+        dialer_id, installation, _ = self.slot
         asked_at = self._monotonic()
         try:
-            row = self.holder = await run(lambda conn: query(conn, self.dialer_id))
+            row = await run(lambda conn: query(conn, dialer_id))
+            if not locked:
+                self.waits_for = await self._holder_of_slot()
         except BaseException:
             self._heartbeat.reset()
             raise
@@ -177,32 +187,31 @@ class Standby:
             # The worker runs on this machine, or is suspended and may continue at any time.
             self._heartbeat.reset()
             return None
-        if row.installation is None or row.installation == self._installation:
-            return TakeOverTerms(self._installation, row)
+        if row is None or row.installation == installation:
+            return FormerWorker()
+        self.waits_for = row.worker
         self._heartbeat.observe(row, asked_at, self._monotonic())
         if self._heartbeat.seconds < HEARTBEAT_TIMEOUT:
             return None
         # The worker may be alive, cut off from the database, and still about to dial. Its last
         # heartbeat was before the measured time, which bounds how far its clock is ahead.
         ahead = row.seen_at - (self._clock() - self._heartbeat.seconds)
-        return TakeOverTerms(self._installation, row, former_ended=False, former_ahead=ahead)
+        return FormerWorker(has_ended=False, ahead=ahead)
 
     def reset(self) -> None:
         """Restart the measurement of the heartbeat, after a take-over that failed."""
         self._heartbeat.reset()
 
-    async def fence(self) -> TakeOverTerms:
-        """Take the lease from a worker that may be alive; the terms for a take-over after its end.
-
-        That worker stops at its next write or heartbeat.
-        """
+    async def fence(self) -> None:
+        """End the writes of a worker of the slot that may be alive; it stops when it notices."""
         now = self._clock()
+        fenced = await self._database.write(
+            lambda conn: leases.fence(conn, self.slot, self._worker, now)
+        )
+        self.waits_for = ", ".join(each.name for each in fenced)
 
-        def work(conn: Connection) -> tuple[Holder, Holder]:
-            before = leases.fence(conn, self.dialer_id, self._worker, self._installation, now)
-            return before, leases.holder(conn, self.dialer_id)
-
-        self.holder, row = await self._database.write(work)
-        gone = self.holder.installation in (None, self._installation)
-        ahead = 0.0 if gone else self.holder.seen_at - now
-        return TakeOverTerms(self._installation, row, former_ended=gone, former_ahead=ahead)
+    async def _holder_of_slot(self) -> str:
+        dialer_id, installation, number = self.slot
+        found = await self._database.read(lambda conn: leases.workers(conn, dialer_id))
+        own = [e.name for e in found if (e.installation, e.slot) == (installation, number)]
+        return own[0] if own else ""

@@ -14,7 +14,7 @@ from bitel.dialing.standby import LONGEST_LOOK, HeartbeatMonitor
 from bitel.errors import UnavailableError
 from bitel.store import call_frequency, idempotency, monitoring, number_exclusion, recovery
 from bitel.store.database import Database
-from bitel.store.leases import Holder, LostLease
+from bitel.store.recovery import Orphan
 
 log = structlog.get_logger(__name__)
 
@@ -90,11 +90,11 @@ class Housekeeper:
         # As in a standby, measured so that clock differences and database outages do not matter.
         for dialer_id in self._monitors.keys() - left_open.keys():
             del self._monitors[dialer_id]
-        for dialer_id, holder in left_open.items():
+        for dialer_id, seen in left_open.items():
             monitor = self._monitors.setdefault(dialer_id, HeartbeatMonitor(EVERY + LONGEST_LOOK))
-            monitor.observe(holder, asked_at, answered_at)
+            monitor.observe(seen, asked_at, answered_at)
             if monitor.seconds >= ABANDONED_AFTER:
-                await self._give_up(dialer_id, holder)
+                await self._give_up(dialer_id, seen)
 
     def _compare_clocks(self, ahead: float) -> None:
         differ = abs(ahead) >= CLOCKS_DIFFER
@@ -102,7 +102,7 @@ class Housekeeper:
             log.warning("clocks_differ", ahead=round(ahead, 1))
         self._clocks_differ = differ
 
-    def _work(self, conn: Connection) -> tuple[int, dict[str, Holder], float | None]:
+    def _work(self, conn: Connection) -> tuple[int, dict[str, Orphan], float | None]:
         now = self._clock()
         idempotency.forget_old(conn, now, MOST)
         number_exclusion.forget_may_ring(conn, now, MOST)
@@ -111,11 +111,9 @@ class Housekeeper:
         left_open = recovery.orphaned(conn, self._dialer_ids)
         return expired, left_open, monitoring.database_time(conn)
 
-    async def _give_up(self, dialer_id: str, seen: Holder) -> None:
-        try:
-            await self._database.write(
-                lambda conn: recovery.give_up(conn, dialer_id, seen, self._clock())
-            )
-        except LostLease:
-            return  # its worker is alive after all
-        log.warning("abandoned", dialer=dialer_id, worker=seen.worker)
+    async def _give_up(self, dialer_id: str, seen: Orphan) -> None:
+        is_abandoned = await self._database.write(
+            lambda conn: recovery.give_up(conn, dialer_id, seen, self._clock())
+        )
+        if is_abandoned:
+            log.warning("abandoned", dialer=dialer_id, worker=seen[0].worker)

@@ -25,8 +25,9 @@ from bitel.dialer.playlist import Playlists
 from bitel.dialer.sip_dialer import SipTrunkDialer, packets_late
 from bitel.dialing.backpressure import LoadSample
 from bitel.dialing.claim_mark import ClaimMark
-from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.dispatcher import Dispatcher
 from bitel.dialing.journal import Journal
+from bitel.dialing.limit_shares import Limits
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.standby import Standby
 from bitel.domain.ids import new_id
@@ -119,8 +120,13 @@ def build_dialer(
     on_settled: Callable[[], None],
     lag: LoopLag,
     shutdown: Shutdown,
+    on_drain: Callable[[], None],
 ) -> DialerWorker:
-    """A SIP dialer with its dispatcher; `on_settled` is called after results are committed."""
+    """A SIP dialer with its dispatcher.
+
+    `on_settled` is called after results are committed, `on_drain` if the operator has asked the
+    worker to stop.
+    """
     settings, clock, database = resources.settings, resources.clock, resources.database
     recording_faults = RecordingFaults(dialer.id, time.monotonic)
     trunk = SipTrunkDialer(
@@ -151,8 +157,10 @@ def build_dialer(
             settings.data_dir / f"unsettled-{dialer.id}.journal", capacity=dialer.max_channels
         ),
         mark=ClaimMark(settings.data_dir / f"dialer-{dialer.id}.mark"),
+        late_ms=lambda: packets_late(trunk.streamer.stats()),
+        on_drain=on_drain,
     )
-    trunk.confirm_lease = dispatcher.confirm_lease
+    trunk.confirm_lease, trunk.has_lease = dispatcher.confirm_lease, dispatcher.has_lease
     standby = Standby(dialer.id, dispatcher.worker, database, settings.data_dir, clock)
     return DialerWorker(trunk, dispatcher, standby, settings.drain_timeout, shutdown)
 

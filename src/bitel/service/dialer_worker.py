@@ -1,4 +1,4 @@
-"""Runs one dialer: waits for its lease, then binds SIP, takes over, and dials."""
+"""Runs one dialer: waits for its slot, then binds SIP, takes a lease, and dials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from bitel.dialing.dispatcher import Dispatcher
 from bitel.dialing.standby import POLL, Standby
 from bitel.errors import BitelError, UnavailableError
 from bitel.service.shutdown import Shutdown
-from bitel.store.leases import LostLease, TakeOverTerms
+from bitel.store.leases import LostLease
+from bitel.store.recovery import FormerWorker
 
 log = structlog.get_logger(__name__)
 
@@ -57,23 +58,23 @@ class DialerWorker:
 
     @property
     def in_standby(self) -> bool:
-        """Whether this worker waits for the lease."""
+        """Whether this worker waits for its slot."""
         return not self._active
 
     async def start(self, take_over: bool = False, cancel: asyncio.Event | None = None) -> None:
-        """Become active, or a standby if another worker holds the lease.
+        """Become active, or a standby if another process has the slot.
 
-        `take_over` takes the dialer from a worker that is alive, and waits until that has released
-        it or `cancel` is set. Raises BitelError if the dialer can't be started although its lease
-        is free, or if the other worker does not release it.
+        `take_over` takes the slot from a process that is alive, and waits until that has ended or
+        `cancel` is set. Raises BitelError if the dialer can't be started although its slot is free,
+        or if the other process does not end.
         """
         try:
             if take_over:
                 await self._force(cancel or asyncio.Event())
             else:
-                terms = await self._standby.look()
-                if terms is not None:
-                    await self._activate(terms)
+                former = await self._standby.look()
+                if former is not None:
+                    await self._activate(former)
         except BaseException:
             self._standby.lock.release()
             raise
@@ -81,12 +82,12 @@ class DialerWorker:
             log.warning(
                 "standby",
                 dialer=self.dialer_id,
-                holder=self._standby.holder.worker,
+                holder=self._standby.waits_for,
                 hint="waits until that worker has ended; `bitel serve --take-over` forces it",
             )
 
     async def run(self) -> None:
-        """Wait for the lease if necessary, then dial. Raises BitelError if the lease is lost."""
+        """Wait for the slot if necessary, then dial. Raises BitelError if the lease is lost."""
         while not self._active:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL):
@@ -137,8 +138,9 @@ class DialerWorker:
     async def _try_to_activate(self) -> None:
         fault = ""
         try:
-            terms = await self._standby.look()
-            if terms is not None and await self._activate(terms):
+            former = await self._standby.look()
+            if former is not None:
+                await self._activate(former)
                 log.info("active", dialer=self.dialer_id)
         except BitelError as error:
             # The database is unavailable, or the SIP port is in use: tried again later.
@@ -147,12 +149,12 @@ class DialerWorker:
             log.warning("standby_waits", dialer=self.dialer_id, fault=fault)
         self._fault = fault
 
-    async def _activate(self, terms: TakeOverTerms) -> bool:
-        """Bind and take over; False if another process took over at the same time."""
+    async def _activate(self, former: FormerWorker) -> None:
+        """Bind and take a lease."""
         self._activating = True
         try:
             await self._bind()
-            return await self._take_over(terms)
+            await self._take_over(former)
         finally:
             self._activating = False
 
@@ -163,14 +165,14 @@ class DialerWorker:
             await self.dialer.close()
             raise
 
-    async def _take_over(self, terms: TakeOverTerms) -> bool:
+    async def _take_over(self, former: FormerWorker) -> None:
         try:
-            recovered = await self.dispatcher.take_over(terms)
-        except BaseException as fault:
+            recovered = await self.dispatcher.take_over(
+                self._standby.slot, former, self.dialer.address
+            )
+        except BaseException:
             self._standby.reset()
             await self.dialer.close()
-            if isinstance(fault, LostLease):
-                return False
             raise
         self._active = True
         if recovered.redialled or recovered.unknown:
@@ -180,15 +182,14 @@ class DialerWorker:
                 unanswered=recovered.redialled,
                 unknown=recovered.unknown,
             )
-        return True
 
     async def _force(self, cancel: asyncio.Event) -> None:
-        terms = await self._standby.fence()
-        log.warning("taking_over", dialer=self.dialer_id, holder=self._standby.holder.worker)
+        await self._standby.fence()
+        log.warning("taking_over", dialer=self.dialer_id, holder=self._standby.waits_for)
         loop = asyncio.get_running_loop()
         until = loop.time() + FORCE_TIMEOUT
         while not cancel.is_set():
-            fault = f"its worker {self._standby.holder.worker} does not end; end it with kill -9"
+            fault = f"its worker {self._standby.waits_for} does not end; end it with kill -9"
             if self._standby.lock.acquire():
                 try:
                     await self._bind()
@@ -203,10 +204,7 @@ class DialerWorker:
             await asyncio.sleep(_FORCE_PAUSE)
         else:
             return
-        if not await self._take_over(terms):
-            raise BitelError(
-                f"the dialer {self.dialer_id!r} can't be taken over: another worker was faster"
-            )
+        await self._take_over(FormerWorker())
 
     async def _release(self) -> None:
         try:

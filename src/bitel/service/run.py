@@ -205,7 +205,9 @@ async def running(
             stack.push_async_callback(shutdown.step, "traces", close_traces)
             on_settled = deliverer.wake if has_api else lambda: None
             for dialer in settings.dialers:
-                worker = build.build_dialer(dialer, resources, traces, on_settled, lag, shutdown)
+                worker = build.build_dialer(
+                    dialer, resources, traces, on_settled, lag, shutdown, stop.set
+                )
                 sources.dialers.append(build.dialer_source(worker))
                 await start(_dialing(worker, stop, take_over))
                 workers.append(worker)

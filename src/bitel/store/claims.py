@@ -137,7 +137,7 @@ def claim(
     """
     room = limit if isinstance(limit, Room) else Room(limit, limit, limit)
     if not leases.holds(conn, lease):
-        raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
+        raise LostLease(f"the lease of the dialer {lease.dialer_id!r} has ended")
     paused = pausing.in_force(conn, lease.dialer_id)
     if paused.reason:
         return []
@@ -173,7 +173,7 @@ def claim(
         if room.channels <= 0 or not (parked or len(rows) < len(picked)):
             break
     if claimed:
-        pausing.note_claims(conn, lease.dialer_id, max(one.attempt_id for one in claimed))
+        pausing.note_claims(conn, lease, max(one.attempt_id for one in claimed))
     return claimed
 
 

@@ -106,7 +106,9 @@ class Database:
         self._writer = _Writer(engines.make_engine(url, "writer"), self._writes)
         reader = engines.make_engine(url, "reader")
         readers = [_Reader(reader, self._reads) for _ in range(READERS)]
-        if engines.is_sqlite(url):
+        self.is_shared: Final = not engines.is_sqlite(url)
+        """Whether processes on other machines may use it too."""
+        if not self.is_shared:
             self._writer.shares_with = readers
         self._workers: Sequence[_Worker] = (self._writer, *readers)
         names = ("store-writer", *(f"store-reader-{n}" for n in range(READERS)))

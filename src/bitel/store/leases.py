@@ -1,156 +1,336 @@
-"""Leases of dialers, with fencing: one worker at a time runs a dialer and writes its attempts.
+"""Leases of workers, with fencing: a dialer is run by any number of workers, on any machines.
 
-Each take-over increments the epoch in the dialer's row. A worker that writes about attempts checks
-in the same transaction that the row still has its epoch, and locks the row until the commit. So a
-worker that was suspended or disconnected can't write after another has taken over.
+A worker's lease is its row in the table `worker`, named by the dialer and an epoch that no other
+worker of the dialer ever has. Its attempts have the same epoch. A worker that writes about attempts
+checks in the same transaction that its row is still there, and locks it until the commit. Another
+process that ends the lease removes the row, so a worker that was suspended or disconnected can't
+write any more.
 
-The holder renews `seen_at` every few seconds; `up` says whether its trunks can be reached. The
-take-over itself is decided in `bitel.dialing.standby`.
+Each worker renews `seen_at` in intervals and reads the rows of the others with it. When a lease has
+ended is decided in `bitel.dialing.standby` and `bitel.dialing.dispatcher`.
+
+The version before this one has one worker for each dialer, whose lease is the row in `dialer`. That
+row also counts the epochs, and names one of the workers, so that such a process waits for them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, select, text, update
+from sqlalchemy import Connection, delete, insert, select, text, update
 
-from bitel.store.schema import dialer
+from bitel.store.schema import dialer, worker, worker_share
 from bitel.store.sql_batch import Statement, matches
 
 
 class LostLease(Exception):
-    """Another worker has taken over the dialer; this one must stop."""
+    """The lease has ended: the worker must begin no more calls."""
+
+    def __init__(self, message: str, is_fenced: bool = False) -> None:
+        super().__init__(message)
+        self.is_fenced = is_fenced
+        """Another process waits for the end of this one, so its calls must end too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to run a dialer, until another worker takes over."""
+    """The right to begin calls of a dialer, and to write about them."""
 
     dialer_id: str
     worker: str
     epoch: int
 
 
+class Slot(NamedTuple):
+    """The place of a worker: one process at a time holds its lock file."""
+
+    dialer_id: str
+    installation: str = ""
+    """The `data_dir` with the lock file."""
+    number: int = 1
+
+
+class Worker(NamedTuple):
+    """A worker's row. Times in Unix seconds by its own clock."""
+
+    dialer_id: str
+    epoch: int
+    name: str
+    installation: str
+    slot: int
+    address: str
+    started_at: float
+    seen_at: float
+    up: bool
+    paused_reason: str | None
+    channels: int
+    calls_per_second: float
+    late_ms: float
+    fenced: bool
+    draining: bool
+
+    @property
+    def is_placing(self) -> bool:
+        """Whether calls may succeed: a carrier can be reached, and does not refuse every call."""
+        return self.up and not self.paused_reason
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker reports with each renewal."""
+
+    up: bool = True
+    """Whether a carrier can be reached."""
+    paused_reason: str = ""
+    """Why no calls are placed although the trunks answer; empty: calls are placed."""
+    has_worked: bool = False
+    """Whether the trunks have ever delivered a call."""
+    channels: int = 0
+    """In use."""
+    calls_per_second: float = 0.0
+    """Begun, on average."""
+    late_ms: float = 0.0
+    """Lateness of RTP packets in milliseconds, the 90th percentile."""
+
+
 class Holder(NamedTuple):
-    """A dialer's row: the worker that holds the lease, or held it last. The default: no row."""
+    """A dialer's row: one of its workers, or the only one of the version before. Default: none."""
 
     epoch: int = 0
     worker: str = ""
     installation: str | None = None
-    """Of the data_dir whose lock file the worker holds; None: the lease is free."""
+    """None: no worker runs the dialer."""
     seen_at: float = 0.0
     """The last renewal, in Unix seconds by the worker's clock."""
 
 
-class TakeOverTerms(NamedTuple):
-    """The conditions of a take-over, and what is known of the former worker."""
-
-    installation: str | None = None
-    """Of the data_dir whose lock file it holds; None: it holds none, so others need not wait."""
-    former: Holder | None = None
-    """The expected holder: the take-over fails if the row names another. None: any holder."""
-    former_ended: bool = True
-    """The former worker's process has ended, so none of its INVITEs leaves after this moment."""
-    former_ahead: float = 0.0
-    """Seconds by which the former worker's clock is ahead of ours, at least; negative: behind."""
-
-
-_HOLDER = select(*dialer.c["epoch", "worker", "installation", "seen_at"]).where(
-    *matches(dialer.c.id)
+_COLUMNS: Final = worker.c[Worker._fields]
+_WORKERS: Final = Statement(
+    select(*_COLUMNS).where(*matches(worker.c.dialer_id)).order_by(worker.c.epoch)
 )
+_ALL_WORKERS: Final = select(*_COLUMNS).order_by(worker.c.dialer_id, worker.c.epoch)
+_HOLDER: Final = Statement(
+    select(*dialer.c["epoch", "worker", "installation", "seen_at"]).where(*matches(dialer.c.id))
+)
+
+
+def workers(conn: Connection, dialer_id: str) -> list[Worker]:
+    """The workers of a dialer, the oldest first."""
+    return [Worker(*row) for row in _WORKERS.rows(conn, {"dialer_id": dialer_id})]
+
+
+def all_workers(conn: Connection) -> list[Worker]:
+    """The workers of all dialers, by dialer."""
+    return [Worker(*row) for row in conn.execute(_ALL_WORKERS)]
 
 
 def holder(conn: Connection, dialer_id: str) -> Holder:
     """The dialer's row."""
-    row = conn.execute(_HOLDER, {"id": dialer_id}).one_or_none()
-    return Holder(*row) if row else Holder()
+    rows = _HOLDER.rows(conn, {"id": dialer_id})
+    return Holder(*rows[0]) if rows else Holder()
 
 
-def probe(conn: Connection, dialer_id: str) -> Holder:
-    """As `holder`, with a write that changes nothing: it fails on a read-only database."""
-    conn.execute(update(dialer).where(dialer.c.id == dialer_id).values(epoch=dialer.c.epoch))
-    return holder(conn, dialer_id)
+def former_version(conn: Connection, dialer_id: str) -> Holder | None:
+    """The worker of the version before this one that holds the dialer, or held it at its end.
 
-
-def fence(conn: Connection, dialer_id: str, worker: str, installation: str, now: float) -> Holder:
-    """Take the lease from a worker that may be alive, without changing its attempts.
-
-    That worker can't write any more, and stops when it notices. The row then names `worker`, which
-    takes over once the other has ended. Returns the previous row.
+    None: the lease of that version is free.
     """
-    before = holder(conn, dialer_id)
-    fenced = update(dialer).where(dialer.c.id == dialer_id)
-    conn.execute(
-        fenced.values(epoch=dialer.c.epoch + 1, worker=worker, installation=installation,
-                      seen_at=now, up=False)
-    )  # fmt: skip
-    return before
+    row = holder(conn, dialer_id)
+    if row.installation is None:
+        return None
+    known = select(worker.c.epoch).where(worker.c.dialer_id == dialer_id)
+    is_known = conn.execute(known.where(worker.c.name == row.worker).limit(1)).first() is not None
+    return None if is_known else row
 
 
-_INSERT = """
+def probe(conn: Connection, dialer_id: str) -> Holder | None:
+    """As `former_version`, with a write that changes nothing: it fails on a read-only database."""
+    conn.execute(update(dialer).where(dialer.c.id == dialer_id).values(epoch=dialer.c.epoch))
+    return former_version(conn, dialer_id)
+
+
+def lock(conn: Connection, dialer_id: str) -> None:
+    """Let other processes change the workers of the dialer only after this transaction."""
+    conn.execute(select(dialer.c.epoch).where(dialer.c.id == dialer_id).with_for_update())
+
+
+_NEXT_EPOCH: Final = text(
+    """
     INSERT INTO dialer (id, epoch, worker, seen_at, installation)
     VALUES (:id, 1, :worker, :now, :installation)
     ON CONFLICT (id) DO UPDATE
         SET epoch = dialer.epoch + 1, worker = excluded.worker, seen_at = excluded.seen_at,
             installation = excluded.installation, up = true
-"""
-_TAKE_OVER = text(f"{_INSERT} RETURNING epoch")
-_TAKE_OVER_FROM = text(
-    f"{_INSERT} WHERE dialer.epoch = :epoch AND dialer.seen_at = :seen_at RETURNING epoch"
-)
-
-
-def take(conn: Connection, dialer_id: str, worker: str, now: float, terms: TakeOverTerms) -> int:
-    """Increment the epoch of the dialer's row for `worker`; returns the new epoch.
-
-    Raises LostLease where the row is no longer what `terms` expect.
+    RETURNING epoch
     """
-    values: dict[str, Any] = {
-        "id": dialer_id, "worker": worker, "now": now, "installation": terms.installation,
-    }  # fmt: skip
-    former = terms.former
-    if former is None:
-        epoch: int = conn.execute(_TAKE_OVER, values).scalar_one()
-        return epoch
-    values |= {"epoch": former.epoch, "seen_at": former.seen_at}
-    taken: int | None = conn.execute(_TAKE_OVER_FROM, values).scalar_one_or_none()
-    if taken is None:
-        raise LostLease(f"another worker took over the dialer {dialer_id!r}")
-    return taken
-
-
-def renew(conn: Connection, lease: Lease, now: float, up: bool = True) -> bool:
-    """Store that the worker is alive, and whether a carrier can be reached. False: lease lost."""
-    return _update(conn, lease, seen_at=now, up=up)
-
-
-def release(conn: Connection, lease: Lease) -> None:
-    """Release the lease, so that the next worker need not wait; no effect if it is lost."""
-    _update(conn, lease, installation=None, up=False)
-
-
-def _update(conn: Connection, lease: Lease, **values: object) -> bool:
-    """Change the row if the lease still holds; whether it does."""
-    is_held = (dialer.c.id == lease.dialer_id) & (dialer.c.epoch == lease.epoch)
-    return conn.execute(update(dialer).where(is_held).values(values)).rowcount == 1
-
-
-# FOR SHARE: a take-over, which updates the row, waits for our commit, and we for its.
-_HOLDS: Final = Statement(
-    select(dialer.c.epoch).where(*matches(dialer.c.id, dialer.c.epoch)).with_for_update(read=True)
 )
+
+
+def take(conn: Connection, slot: Slot, name: str, now: float, address: str = "") -> Lease:
+    """Begin a lease for the worker `name`; ends those of the slot before, which must be over.
+
+    The attempts of the ended leases stay open.
+    """
+    values = {
+        "id": slot.dialer_id, "worker": name, "now": now, "installation": slot.installation,
+    }  # fmt: skip
+    epoch = conn.execute(_NEXT_EPOCH, values).scalar_one()
+    of_slot = (worker.c.installation == slot.installation, worker.c.slot == slot.number)
+    former = select(worker.c.epoch).where(worker.c.dialer_id == slot.dialer_id, *of_slot)
+    ended = conn.execute(former).scalars().all()
+    conn.execute(
+        insert(worker).values(
+            dialer_id=slot.dialer_id,
+            epoch=epoch,
+            name=name,
+            installation=slot.installation,
+            slot=slot.number,
+            address=address,
+            started_at=now,
+            seen_at=now,
+            up=True,
+            channels=0,
+            calls_per_second=0.0,
+            late_ms=0.0,
+            last_attempt="",
+            fenced=False,
+            draining=False,
+        )
+    )
+    remove(conn, slot.dialer_id, ended)
+    return Lease(slot.dialer_id, name, epoch)
+
+
+def remove(conn: Connection, dialer_id: str, epochs: Iterable[int]) -> None:
+    """End these leases, with their shares in limits; their attempts stay open."""
+    ended = list(epochs)
+    if not ended:
+        return
+    of_ended = (worker.c.dialer_id == dialer_id, worker.c.epoch.in_(ended))
+    rows = conn.execute(select(worker.c.name, worker.c.last_attempt).where(*of_ended)).all()
+    conn.execute(delete(worker).where(*of_ended))
+    share = (worker_share.c.dialer_id == dialer_id, worker_share.c.epoch.in_(ended))
+    conn.execute(delete(worker_share).where(*share))
+    of_dialer = update(dialer).where(dialer.c.id == dialer_id)
+    newest = max((row.last_attempt for row in rows), default="")
+    conn.execute(of_dialer.where(dialer.c.last_attempt < newest).values(last_attempt=newest))
+    left = workers(conn, dialer_id)
+    named = (
+        {"worker": left[0].name, "installation": left[0].installation}
+        if left
+        else {"installation": None, "up": False}
+    )
+    conn.execute(of_dialer.where(dialer.c.worker.in_([row.name for row in rows])).values(named))
+
+
+def remove_all(conn: Connection, dialer_id: str) -> None:
+    """End all leases of a dialer; their attempts stay open."""
+    remove(conn, dialer_id, [each.epoch for each in workers(conn, dialer_id)])
+
+
+def remove_dead(conn: Connection, seen: Worker) -> bool:
+    """End the lease of a worker that is still as it was `seen`, without a heartbeat since.
+
+    False: it has sent one, or its lease has ended already.
+    """
+    lock(conn, seen.dialer_id)
+    is_same = (worker.c.dialer_id == seen.dialer_id, worker.c.epoch == seen.epoch,
+               worker.c.seen_at == seen.seen_at)  # fmt: skip
+    if conn.execute(select(worker.c.epoch).where(*is_same).with_for_update()).first() is None:
+        return False
+    remove(conn, seen.dialer_id, [seen.epoch])
+    return True
+
+
+def fence(conn: Connection, slot: Slot, name: str, now: float) -> list[Worker]:
+    """End the writes of the workers of a slot that may be alive, without changing their attempts.
+
+    They stop when they notice. Their rows stay until `take`. So does the worker of the version
+    before this one, if it holds the dialer. Returns the workers.
+    """
+    if former_version(conn, slot.dialer_id) is not None:
+        values = {"epoch": dialer.c.epoch + 1, "worker": name, "seen_at": now, "up": False}
+        of_dialer = update(dialer).where(dialer.c.id == slot.dialer_id)
+        conn.execute(of_dialer.values(**values, installation=slot.installation))
+    of_slot = (worker.c.dialer_id == slot.dialer_id, worker.c.installation == slot.installation,
+               worker.c.slot == slot.number)  # fmt: skip
+    conn.execute(update(worker).where(*of_slot).values(fenced=True))
+    return [Worker(*row) for row in conn.execute(select(*_COLUMNS).where(*of_slot))]
+
+
+_is_held = (*matches(worker.c.dialer_id, worker.c.epoch), worker.c.fenced.is_(False))
+# FOR SHARE: who ends the lease, and so changes the row, waits for our commit, and we for theirs.
+_HOLDS: Final = Statement(select(worker.c.epoch).where(*_is_held).with_for_update(read=True))
 
 
 def holds(conn: Connection, lease: Lease) -> bool:
     """Whether the lease is still valid; if so, it stays valid until this transaction ends."""
-    wanted = {"id": lease.dialer_id, "epoch": lease.epoch}
-    return bool(_HOLDS.rows(conn, wanted))
+    return bool(_HOLDS.rows(conn, {"dialer_id": lease.dialer_id, "epoch": lease.epoch}))
+
+
+WORKED_EVERY: Final = 60.0
+"""Seconds between two notes in the dialer's row that its trunks have worked."""
+
+
+def renew(
+    conn: Connection,
+    lease: Lease,
+    now: float,
+    state: WorkerState = WorkerState(),
+) -> list[Worker]:
+    """Store that the worker is alive, and its state; returns the workers of the dialer.
+
+    The worker itself is among them, unless its lease has ended, or is fenced.
+    """
+    mine = (worker.c.dialer_id == lease.dialer_id, worker.c.epoch == lease.epoch)
+    values: dict[str, Any] = {
+        "seen_at": now,
+        "up": state.up,
+        "paused_reason": state.paused_reason or None,
+        "channels": state.channels,
+        "calls_per_second": state.calls_per_second,
+        "late_ms": state.late_ms,
+    }
+    held = update(worker).where(*mine, worker.c.fenced.is_(False))
+    is_held = conn.execute(held.values(values)).rowcount == 1
+    found = workers(conn, lease.dialer_id)
+    if not is_held:
+        return [each for each in found if each.epoch != lease.epoch]
+    if former_version(conn, lease.dialer_id) is not None:
+        return []  # such a process was made to take over the dialer
+    of_dialer = update(dialer).where(dialer.c.id == lease.dialer_id)
+    if lease.epoch == min(each.epoch for each in found):
+        conn.execute(
+            of_dialer.values(
+                worker=lease.worker,
+                installation=next(e.installation for e in found if e.epoch == lease.epoch),
+                seen_at=now,
+                up=any(each.up for each in found),
+                paused_reason=_common_reason(found) or None,
+            )
+        )
+    if state.has_worked:
+        is_old = dialer.c.worked_at.is_(None) | (dialer.c.worked_at < now - WORKED_EVERY)
+        conn.execute(of_dialer.where(is_old).values(worked_at=now))
+    return found
+
+
+def release(conn: Connection, lease: Lease) -> None:
+    """End the lease at the end of its worker; no effect if it has ended already."""
+    lock(conn, lease.dialer_id)
+    remove(conn, lease.dialer_id, [lease.epoch])
+
+
+def ask_to_drain(conn: Connection, name: str) -> int:
+    """Ask a worker, by its name, to finish its calls and stop. Returns of how many dialers."""
+    return conn.execute(update(worker).where(worker.c.name == name).values(draining=True)).rowcount
 
 
 @dataclass(frozen=True, slots=True)
 class TrunkHistory:
-    """State of a dialer's trunks, for the API and for the next worker."""
+    """What earlier workers knew of a dialer's trunks."""
 
     paused_reason: str = ""
     """Why no calls are placed although the trunks answer; empty: calls are placed."""
@@ -158,19 +338,21 @@ class TrunkHistory:
     """Whether the trunks have ever delivered a call."""
 
 
-def record_trunks(conn: Connection, lease: Lease, history: TrunkHistory, now: float) -> None:
-    """Store the state of the trunks, if the worker still holds the lease."""
-    worked_at = {"worked_at": now} if history.has_worked else {}
-    _update(conn, lease, paused_reason=history.paused_reason or None, **worked_at)
-
-
 def trunk_history(conn: Connection, dialer_id: str) -> TrunkHistory:
-    """The state that the last worker stored with `record_trunks`."""
+    """What the last renewals of the dialer's workers stored."""
     columns = (dialer.c.paused_reason, dialer.c.worked_at)
     row = conn.execute(select(*columns).where(dialer.c.id == dialer_id)).one_or_none()
     if row is None:
         return TrunkHistory()
     return TrunkHistory(row.paused_reason or "", row.worked_at is not None)
+
+
+def _common_reason(some: Sequence[Worker]) -> str:
+    """Why none of the workers places calls although trunks answer; empty: one does."""
+    up = [each for each in some if each.up]
+    if not up or any(each.is_placing for each in up):
+        return ""
+    return up[0].paused_reason or ""
 
 
 def paused_reasons(conn: Connection) -> dict[str, str]:
@@ -184,7 +366,12 @@ def paused_reasons(conn: Connection) -> dict[str, str]:
 def dialers_up(conn: Connection, now: float, within: float) -> dict[str, bool]:
     """Whether each dialer that ever ran can place calls.
 
-    It can if its worker was alive in the last `within` seconds and reached a carrier then.
+    It can if one of its workers was alive in the last `within` seconds and reached a carrier then.
     """
-    rows = conn.execute(select(dialer.c.id, dialer.c.seen_at, dialer.c.up))
-    return {row.id: row.up and row.seen_at >= now - within for row in rows}
+    found = {
+        row.id: row.up and row.seen_at >= now - within
+        for row in conn.execute(select(dialer.c.id, dialer.c.seen_at, dialer.c.up))
+    }
+    for each in all_workers(conn):
+        found[each.dialer_id] |= each.up and each.seen_at >= now - within
+    return found

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, select, text, upda
 from bitel.domain.calls import CallStatus
 from bitel.store import call_events
 from bitel.store.endings import CallEnd, end_calls, interrupt_attempts
+from bitel.store.leases import Lease
 from bitel.store.schema import (
     DIALER,
     PROJECT,
@@ -25,6 +26,7 @@ from bitel.store.schema import (
     is_open,
     is_waiting,
     pause,
+    worker,
 )
 from bitel.store.sql_batch import Statement
 
@@ -111,15 +113,20 @@ def in_force(conn: Connection, dialer_id: str) -> InForce:
 
 
 _NOTE_CLAIMS: Final = Statement(
-    update(dialer)
-    .where(dialer.c.id == bindparam("the_dialer"), dialer.c.last_attempt < bindparam("newest"))
+    update(worker)
+    .where(
+        worker.c.dialer_id == bindparam("the_dialer"),
+        worker.c.epoch == bindparam("the_epoch"),
+        worker.c.last_attempt < bindparam("newest"),
+    )
     .values(last_attempt=bindparam("newest"))
 )
 
 
-def note_claims(conn: Connection, dialer_id: str, newest: str) -> None:
-    """Store the id of the newest attempt that the dialer has begun."""
-    _NOTE_CLAIMS.run(conn, {"the_dialer": dialer_id, "newest": newest})
+def note_claims(conn: Connection, lease: Lease, newest: str) -> None:
+    """Store the id of the newest attempt that a worker has begun."""
+    mine = {"the_dialer": lease.dialer_id, "the_epoch": lease.epoch}
+    _NOTE_CLAIMS.run(conn, {**mine, "newest": newest})
 
 
 _HAS_OPEN_CALLS = select(
@@ -135,7 +142,8 @@ def pause_if_older(conn: Connection, dialer_id: str, mark: str, now: float) -> b
     Returns whether the service was paused.
     """
     known = select(dialer.c.last_attempt).where(dialer.c.id == dialer_id)
-    last = conn.execute(known).scalar_one_or_none() or ""
+    of_workers = select(worker.c.last_attempt).where(worker.c.dialer_id == dialer_id)
+    last = max(conn.execute(known.union_all(of_workers)).scalars(), default="")
     if not mark or last >= mark or not conn.execute(_HAS_OPEN_CALLS).scalar_one():
         return False
     reason = "the database is older than what this data_dir has dialled with: it is from a backup"

@@ -21,7 +21,7 @@ from bitel.store.endings import (
     interrupt_attempts,
     requeue_calls,
 )
-from bitel.store.leases import Holder, Lease, TakeOverTerms
+from bitel.store.leases import Holder, Lease, Slot, Worker
 from bitel.store.number_exclusion import mark_may_ring
 from bitel.store.schema import (
     ANSWERED,
@@ -31,6 +31,7 @@ from bitel.store.schema import (
     is_due_alone,
     is_open,
     is_unfinished,
+    worker,
 )
 from bitel.store.sql_batch import loose_index_scan, matches
 
@@ -48,6 +49,18 @@ class Recovered:
     """Answered: final, never called again."""
 
 
+@dataclass(frozen=True, slots=True)
+class FormerWorker:
+    """What is known of the workers whose attempts are recovered."""
+
+    has_ended: bool = True
+    """Their processes have ended."""
+    has_lapsed: bool = False
+    """They have known for a while that their lease may be over, so they send no INVITE."""
+    ahead: float = 0.0
+    """Seconds by which their clock is ahead of ours, at least; negative: behind."""
+
+
 _LEFT_OPEN = (
     select(
         *attempt.c["id", "call_id", "claim", "started_at", "answered_at", "rang_at"],
@@ -58,10 +71,17 @@ _LEFT_OPEN = (
             "retry_interval",
             "retry_waits",
             "uncertain",
+            "longest_seconds",
         ],
     )
     .join(call)
-    .where(*matches(attempt.c.dialer_id), is_open)
+    .where(
+        *matches(attempt.c.dialer_id),
+        is_open,
+        attempt.c.epoch.not_in(
+            select(worker.c.epoch).where(worker.c.dialer_id == bindparam("dialer_id"))
+        ),
+    )
     .order_by(attempt.c.id)
     # Locked: a client that cancels meanwhile takes effect either now or right after us.
     .with_for_update(key_share=True, of=call)
@@ -70,32 +90,49 @@ _LEFT_OPEN = (
 
 def take_over(
     conn: Connection,
-    dialer_id: str,
-    worker: str,
+    slot: Slot,
+    name: str,
     now: float,
     redial_after: float,
     last_invite: float = math.inf,
-    terms: TakeOverTerms = TakeOverTerms(),  # noqa: B008 # immutable
+    former: FormerWorker = FormerWorker(),  # immutable
+    address: str = "",
 ) -> tuple[Lease, Recovered]:
-    """Become the worker that runs the dialer, and end the open attempts of earlier workers.
+    """Become the worker `name` in a slot, and end the attempts of workers whose lease is over.
+
+    See `recover` for the other parameters.
+    """
+    lease = leases.take(conn, slot, name, now, address)
+    return lease, recover(conn, slot.dialer_id, now, redial_after, last_invite, former)
+
+
+def recover(
+    conn: Connection,
+    dialer_id: str,
+    now: float,
+    redial_after: float,
+    last_invite: float = math.inf,
+    former: FormerWorker = FormerWorker(),  # immutable
+) -> Recovered:
+    """End the open attempts of a dialer's workers whose lease has ended.
 
     The call of an answered attempt ends as UNKNOWN, at no cost, since its length is not known. One
     whose cancellation was requested ends as CANCELED. Any other is due again once its phone can't
     ring any more: `redial_after` seconds after its INVITE can have left. It spends no retry, unless
     the attempt is known to have rung: then it also waits for its retry interval, and ends as
-    NO_ANSWER without retries left. Until then no other call is made to the number. Neither is one
-    for `redial_after` seconds to a number that had answered, whose line may still be open.
+    NO_ANSWER without retries left. Until then no other call is made to the number, and its channel
+    counts as in use. So does that of an answered call until it must be over, and for `redial_after`
+    seconds at least.
 
     Args:
         redial_after: seconds, more than the longest ring time.
         last_invite: seconds after its claim at which an INVITE leaves at the latest, unless the
-            former worker has ended (`terms`) earlier. It must have without `last_invite`.
-        terms: the time of a claim is by the former worker's clock; `former_ahead` converts it.
-
-    Raises LostLease where the row is no longer what `terms` expect.
+            former worker can send none any more, as `former` says.
+        former: the time of a claim is by the former worker's clock; `former.ahead` converts it.
     """
-    epoch = leases.take(conn, dialer_id, worker, now, terms)
     left = conn.execute(_LEFT_OPEN, {"dialer_id": dialer_id}).all()
+    if not left:
+        return Recovered()
     canceled = cancel_requested(conn, [row.id for row in left])
     interrupt_attempts(conn, left, now)
     forget_requests(conn, canceled)
@@ -107,10 +144,12 @@ def take_over(
         if row.claim == ANSWERED:
             answered += 1
             ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at, is_answered=True))
-            may_ring.append((row.call_id, now + redial_after))
+            # If the worker is only disconnected, the call plays on.
+            plays_until = now if former.has_ended else now + row.longest_seconds
+            may_ring.append((row.call_id, max(now + redial_after, plays_until)))
             continue
-        sent_at = min(row.started_at - terms.former_ahead, now) + last_invite
-        if terms.former_ended:
+        sent_at = min(row.started_at - former.ahead, now) + last_invite
+        if former.has_ended or former.has_lapsed:
             sent_at = min(now, sent_at)
         due_at = max(now, sent_at + redial_after)
         may_ring.append((row.call_id, due_at))
@@ -133,7 +172,7 @@ def take_over(
     requeue_calls(conn, again)
     mark_may_ring(conn, may_ring)
     call_events.write_completed(conn, [row.call_id for row in left], now)
-    return Lease(dialer_id, worker, epoch), Recovered(len(left) - answered, answered)
+    return Recovered(len(left) - answered, answered)
 
 
 def _rule(row: Any) -> RetryRule:
@@ -152,22 +191,34 @@ def _unknown(dialers: CTE) -> Select[Any]:
     return select(value).where(value.is_not(None), value.not_in(bindparam("known", expanding=True)))
 
 
+Orphan = tuple[Holder, tuple[Worker, ...]]
+"""A dialer's row and its workers."""
+
 _ORPHANED_ATTEMPTS = _unknown(loose_index_scan(attempt.c.dialer_id, is_open))
 
 
-def orphaned(conn: Connection, known_dialers: Collection[str]) -> dict[str, Holder]:
-    """The dialers that are not known and have attempts under way, with their rows."""
+def orphaned(conn: Connection, known_dialers: Collection[str]) -> dict[str, Orphan]:
+    """The dialers that are not known and have attempts under way, with their workers."""
     rows = conn.execute(_ORPHANED_ATTEMPTS, {"known": list(known_dialers), "after": ""})
-    return {row.value: leases.holder(conn, row.value) for row in rows.all()}
+    return {
+        row.value: (leases.holder(conn, row.value), tuple(leases.workers(conn, row.value)))
+        for row in rows.all()
+    }
 
 
-def give_up(conn: Connection, dialer_id: str, seen: Holder, now: float) -> None:
-    """End the open attempts of a removed dialer, as after a crash of its worker.
+def give_up(conn: Connection, dialer_id: str, seen: Orphan, now: float) -> bool:
+    """End the open attempts of a removed dialer, as after a crash of its workers.
 
-    Raises LostLease where its row is no longer what was `seen`.
+    False: its workers are no longer what was `seen`.
     """
-    terms = TakeOverTerms(former=seen)
-    take_over(conn, dialer_id, "housekeeping", now, REDIAL_AFTER, terms=terms)
+    leases.lock(conn, dialer_id)
+    found = leases.holder(conn, dialer_id), tuple(leases.workers(conn, dialer_id))
+    if found != seen:
+        return False
+    leases.take(conn, Slot(dialer_id), "housekeeping", now)
+    leases.remove_all(conn, dialer_id)
+    recover(conn, dialer_id, now, REDIAL_AFTER)
+    return True
 
 
 _ORPHANED_CALLS = _unknown(loose_index_scan(call.c.dialer_id, is_due_alone))

@@ -510,13 +510,53 @@ dialer = Table(
     Column("epoch", Integer, nullable=False),
     Column("worker", FreeText(64), nullable=False),
     Column("seen_at", Double, nullable=False),
-    # Of the data_dir whose lock file the worker holds; NULL: the lease is free.
+    # Of the data_dir of a worker; NULL: no worker runs the dialer. With the name, heartbeat and
+    # state of one of its workers, for the version before this one, which has no table `worker`.
     Column("installation", _Id),
     Column("up", Boolean, nullable=False, server_default=true()),  # a carrier can be reached
     Column("paused_reason", FreeText(200)),  # NULL: calls are placed
     Column("worked_at", Double),  # a call was last known to be delivered; NULL: never yet
     Column("last_attempt", _Id, nullable=False, server_default=text("''")),  # of its claims
 )
+
+worker = Table(
+    "worker",
+    metadata,
+    # The epoch is also that of its attempts.
+    Column("dialer_id", _DialerId, primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("name", FreeText(64), nullable=False),
+    # The data_dir and the number of the lock file that it holds there.
+    Column("installation", _Id, nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("address", String(64), nullable=False),  # where it speaks SIP from
+    Column("started_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
+    Column("up", Boolean, nullable=False),  # a carrier can be reached
+    Column("paused_reason", FreeText(200)),  # NULL: calls are placed
+    Column("channels", Integer, nullable=False),  # in use
+    Column("calls_per_second", Double, nullable=False),  # begun, on average
+    Column("late_ms", Double, nullable=False),  # of its RTP packets, the 90th percentile
+    Column("last_attempt", _Id, nullable=False),  # of its claims
+    Column("fenced", Boolean, nullable=False),  # its slot is to be taken over
+    Column("draining", Boolean, nullable=False),  # it is to stop
+)
+"""The workers of dialers; a row is a lease, and who ends it removes the row."""
+
+worker_share = Table(
+    "worker_share",
+    metadata,
+    Column("resource", String(80), primary_key=True),
+    Column("dialer_id", _DialerId, primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("most", Integer, nullable=False),  # of the resource, for all workers
+    Column("used", Integer, nullable=False),
+    Column("wanted", Integer, nullable=False),
+    Column("granted", Integer, nullable=False),
+    Column("is_able", Boolean, nullable=False),  # it can use what nobody else wants
+    Index("ix_worker_share_worker", "dialer_id", "epoch"),
+)
+"""The shares of the workers in limits that hold for all of them together."""
 
 SERVICE: Final = "service"
 DIALER: Final = "dialer"

@@ -1,0 +1,174 @@
+"""A worker's shares in the limits of its dialer and of campaigns.
+
+Where a dialer has one worker, its limits are the whole ones. Where several may share a database,
+each limit is a resource of which every worker has a grant: see `bitel.domain.limit_shares`. The
+dispatcher reports what it uses and wants a few times a second, between its claims, so that what it
+uses never exceeds what it has.
+
+Calls that may begin in a second are counted in whole places: a rate of 2.5 is three places, each of
+which is worth 2.5 / 3 calls a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from bitel.domain.limit_shares import Demand
+from bitel.store.worker_shares import Need, Occupied
+from bitel.token_bucket import SlidingWindow, TokenBucket
+
+BURST_SECONDS: Final = 0.1
+"""Burst of a rate: calls of so many seconds may start at once after a pause, and at least one."""
+
+NO_CALLS: Final = Occupied(0, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A dialer's limits: channels in use, calls started per second, seconds of ringing.
+
+    `otp_channels` of the channels are reserved for the OTP lane. `uncertain_redials` is how often a
+    call is redialled beyond its retries after failures in which a phone may have rung.
+    """
+
+    max_channels: int
+    calls_per_second: float
+    ring_timeout: float
+    otp_channels: int = 0
+    uncertain_redials: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a worker uses at one moment."""
+
+    running: int
+    """Attempts under way."""
+    otp_running: int
+    """Those of one-time passwords."""
+    is_hungry: bool
+    """More calls are due than it may begin."""
+    is_able: bool
+    """It may begin calls: it is not stopping, and reaches a carrier."""
+
+
+class Rate:
+    """A rate limit in whole places, of which a worker may have a share."""
+
+    def __init__(self, per_second: float, now: float) -> None:
+        self.per_second = per_second
+        self._window = SlidingWindow()
+        self._bucket = TokenBucket(per_second, _burst(per_second), now)
+
+    @property
+    def places(self) -> int:
+        """Calls that all workers together may begin in a second."""
+        return math.ceil(self.per_second)
+
+    def used(self, now: float) -> int:
+        """Calls begun in the last second."""
+        return self._window.count(now)
+
+    def room(self, now: float, places: int | None) -> int:
+        """How many calls may begin now. `places`: the share; None: the whole rate."""
+        whole = places is None or places >= self.places
+        share = self.places if places is None else min(places, self.places)
+        per_second = self.per_second * share / self.places
+        self._bucket.per_second = per_second
+        # The window bounds what may begin, so a share may have the burst of a whole rate.
+        self._bucket.burst = _burst(self.per_second)
+        available = int(min(self._bucket.available(now), self._bucket.burst))
+        return max(0, min(available, share + whole - self._window.count(now)))
+
+    def take(self, now: float, count: int = 1) -> None:
+        """Count calls that begin."""
+        self._window.add(now, count)
+        self._bucket.take(now, count)
+
+    def wait(self) -> float:
+        """Seconds until about when the next call may begin."""
+        return self._bucket.wait() if self._bucket.per_second > 0 else math.inf
+
+    def is_full(self, now: float) -> bool:
+        """Whether nothing has begun for so long that a new `Rate` would allow the same."""
+        is_unused = not self._window.count(now)
+        return is_unused and self._bucket.available(now) >= self._bucket.burst
+
+
+def _burst(per_second: float) -> float:
+    return max(1.0, per_second * BURST_SECONDS)
+
+
+class LimitShares:
+    """The limits of one worker; `is_shared` if others may serve the same dialer.
+
+    `monotonic` gives seconds.
+    """
+
+    def __init__(
+        self, dialer_id: str, limits: Limits, monotonic: Callable[[], float], is_shared: bool
+    ) -> None:
+        self.limits = limits
+        self.is_shared = is_shared
+        self.occupied = NO_CALLS
+        """Calls whose worker is gone: their channels count as in use."""
+        self.rate = Rate(limits.calls_per_second, monotonic())
+        self._monotonic = monotonic
+        self._grants: Mapping[str, int] = {}
+        self._channels = f"channels:{dialer_id}"
+        self._otp_channels = f"otp-channels:{dialer_id}"
+        self._calls = f"calls:{dialer_id}"
+
+    def change(self, limits: Limits) -> None:
+        """Use other limits from now on."""
+        self.limits, self.rate.per_second = limits, limits.calls_per_second
+
+    @property
+    def channels(self) -> int:
+        """Channels for calls of any kind."""
+        most = self.limits.max_channels - self.limits.otp_channels
+        if self.is_shared:
+            return min(most, self.granted(self._channels))
+        return max(0, most - self.occupied.channels)
+
+    @property
+    def otp_channels(self) -> int:
+        """Channels that are reserved for one-time passwords."""
+        most = self.limits.otp_channels
+        return min(most, self.granted(self._otp_channels)) if self.is_shared else most
+
+    def may_begin(self, now: float) -> int:
+        """How many calls the rate allows to begin now."""
+        return self.rate.room(now, self.granted(self._calls) if self.is_shared else None)
+
+    def granted(self, resource: str) -> int:
+        """The worker's share of a resource that is shared."""
+        return self._grants.get(resource, 0)
+
+    def needs(self, usage: Usage) -> dict[str, Need]:
+        """What the worker needs of the dialer's limits, by resource."""
+        limits = self.limits
+        otp_used = min(usage.otp_running, self.otp_channels)
+        used = usage.running - otp_used
+        is_able = usage.is_able
+        wants_all = usage.is_hungry and is_able
+
+        def need(limit: int, used: int) -> Need:
+            return Need(limit, Demand(used, limit if wants_all else used, is_able))
+
+        return {
+            self._channels: need(limits.max_channels - limits.otp_channels, used),
+            self._otp_channels: need(limits.otp_channels, otp_used),
+            self._calls: need(self.rate.places, self.rate.used(self._monotonic())),
+        }
+
+    def taken(self) -> dict[str, int]:
+        """Places of shared resources that calls take which no worker has."""
+        return {self._channels: self.occupied.channels}
+
+    def apply(self, grants: Mapping[str, int]) -> None:
+        """Use these grants from now on, by resource; without any, no call may begin."""
+        self._grants = grants

@@ -1,0 +1,144 @@
+"""Grants of workers in shared limits: see `bitel.domain.limit_shares`.
+
+Only workers that share a PostgreSQL have rows here. With SQLite a dialer has one worker.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from bitel.domain.limit_shares import Demand, next_grant
+from bitel.store import leases
+from bitel.store.leases import Lease
+from bitel.store.schema import call, may_ring, worker_share
+from bitel.store.sql_batch import Statement, insert_rows, update_each, values_parameter
+
+
+class Need(NamedTuple):
+    """What one worker uses and wants of a limit."""
+
+    limit: int
+    """The places of all workers together, as this worker's settings say."""
+    demand: Demand
+
+
+class Occupied(NamedTuple):
+    """Channels of calls whose worker is gone, but which may still ring or be connected."""
+
+    channels: int
+    by_campaign: Mapping[str, int]
+
+
+_OCCUPIED: Final = Statement(
+    sa.select(call.c.campaign_id, sa.func.count().label("channels"))
+    .where(
+        may_ring,
+        call.c.may_ring_until > sa.bindparam("now", type_=sa.Double()),
+        call.c.dialer_id == sa.bindparam("dialer_id"),
+    )
+    .group_by(call.c.campaign_id)
+)
+
+
+def occupied(conn: Connection, dialer_id: str, now: float) -> Occupied:
+    """The channels that count as in use although no worker has their calls."""
+    rows = _OCCUPIED.rows(conn, {"dialer_id": dialer_id, "now": now})
+    of_campaigns = {row.campaign_id: row.channels for row in rows if row.campaign_id is not None}
+    return Occupied(sum(row.channels for row in rows), of_campaigns)
+
+
+_SHARES: Final = Statement(
+    sa.select(*worker_share.c).where(
+        worker_share.c.resource.in_(
+            sa.select(values_parameter("resources", worker_share.c.resource).c.resource)
+        )
+    )
+)
+_KEY: Final = worker_share.c["resource", "dialer_id", "epoch"]
+_VALUES: Final = worker_share.c["most", "used", "wanted", "granted", "is_able"]
+_given = values_parameter("shares", worker_share.c.resource, *_VALUES)
+_INSERT: Final = insert_rows(
+    _given,
+    worker_share,
+    dialer_id=sa.bindparam("the_dialer", type_=worker_share.c.dialer_id.type),
+    epoch=sa.bindparam("the_epoch", type_=worker_share.c.epoch.type),
+)
+_mine = (
+    worker_share.c.dialer_id == sa.bindparam("the_dialer"),
+    worker_share.c.epoch == sa.bindparam("the_epoch"),
+)
+_UPDATE: Final = update_each("shares", worker_share.c.resource, *_VALUES, where=_mine)
+_FORGET: Final = Statement(
+    sa.delete(worker_share).where(
+        *_mine,
+        worker_share.c.resource.not_in(
+            sa.select(values_parameter("resources", worker_share.c.resource).c.resource)
+        ),
+    )
+)
+
+
+# One lock for all resources, as dialers may share one. It is held for a few milliseconds.
+_LOCK: Final = sa.text("SELECT pg_advisory_xact_lock(hashtextextended('bitel worker shares', 0))")
+
+
+def update(
+    conn: Connection,
+    lease: Lease,
+    needs: Mapping[str, Need],
+    taken: Mapping[str, int],
+) -> dict[str, int] | None:
+    """Store what a worker needs, and compute its grants; None: its lease has ended.
+
+    Args:
+        needs: by resource; of other resources the worker gives its places up.
+        taken: places of resources that are taken by calls which no worker has.
+    """
+    if conn.dialect.name == "postgresql":  # SQLite has one writer
+        conn.execute(_LOCK)
+    if not leases.holds(conn, lease):
+        return None
+    wanted = [(resource,) for resource in needs]
+    mine = {"the_dialer": lease.dialer_id, "the_epoch": lease.epoch}
+    rows: defaultdict[str, list[Any]] = defaultdict(list)
+    for row in _SHARES.rows(conn, {"resources": wanted}):
+        rows[row.resource].append(row)
+    grants: dict[str, int] = {}
+    new: list[tuple[Any, ...]] = []
+    known: list[tuple[Any, ...]] = []
+    for resource, need in needs.items():
+        own, grant = _grant(lease, need, rows[resource], taken.get(resource, 0))
+        grants[resource] = grant
+        values = (resource, need.limit, need.demand.used, need.demand.wanted, grant,
+                  need.demand.is_able)  # fmt: skip
+        if own is None:
+            new.append(values)
+        elif values[1:] != tuple(getattr(own, column.name) for column in _VALUES):
+            known.append(values)
+    if new:
+        _INSERT.run(conn, {"shares": new, **mine})
+    if known:
+        _UPDATE.run(conn, {"shares": known, **mine})
+    _FORGET.run(conn, {"resources": wanted, **mine})
+    return grants
+
+
+def _grant(lease: Lease, need: Need, rows: Sequence[Any], taken: int) -> tuple[Any | None, int]:
+    """The worker's row, if it has one, and its grant from now on."""
+    others = sorted(
+        (row for row in rows if (row.dialer_id, row.epoch) != (lease.dialer_id, lease.epoch)),
+        key=lambda row: (row.dialer_id, row.epoch),
+    )
+    own = next((r for r in rows if (r.dialer_id, r.epoch) == (lease.dialer_id, lease.epoch)), None)
+    places = min([need.limit, *(row.most for row in others)]) - taken
+    before = sum((row.dialer_id, row.epoch) < (lease.dialer_id, lease.epoch) for row in others)
+    demands = [Demand(row.used, row.wanted, row.is_able) for row in others]
+    granted = [row.granted for row in others]
+    demands.insert(before, need.demand)
+    granted.insert(before, max(own.granted if own is not None else 0, need.demand.used))
+    return own, next_grant(max(0, places), granted, demands, before)
