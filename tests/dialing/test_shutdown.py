@@ -37,6 +37,7 @@ class Switched:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.is_shared = database.is_shared
         self.fails = False
         self.works = asyncio.Event()
         self.works.set()

@@ -59,12 +59,12 @@ class CampaignPace:
         room = _NO_LIMIT
         if max_channels is not None:
             if shares.is_shared:
-                most = min(max_channels, shares.granted(_channels(campaign_id)))
+                most = min(max_channels, shares.usable(_channels(campaign_id)))
             else:
                 most = max_channels - shares.occupied.by_campaign.get(campaign_id, 0)
             room = max(0, most - self._running[campaign_id])
         if calls_per_second is not None:
-            places = shares.granted(_calls(campaign_id)) if shares.is_shared else None
+            places = shares.usable(_calls(campaign_id)) if shares.is_shared else None
             room = min(room, self._rates[campaign_id].room(now, places))
         return room
 

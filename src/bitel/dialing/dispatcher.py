@@ -746,7 +746,7 @@ class Dispatcher:
         )
 
     async def _update_shares(self) -> None:
-        """Report what this worker uses and wants of the shared limits, and take its grants.
+        """Report what this worker uses and wants of the shared limits, and take its shares.
 
         Between two claims, so that what it uses does not grow meanwhile. Raises UnavailableError.
         """
@@ -769,12 +769,12 @@ class Dispatcher:
             )
         else:
             try:
-                grants = await self._database.write(work)
+                usable = await self._database.write(work)
             except BaseException:
                 # It may have been written, with less than what this worker had.
                 shares.apply({})
                 raise
-            shares.apply(grants or {})
+            shares.apply(usable or {})
         self._shared_at = now
 
     def _abandon_unanswered(self) -> None:

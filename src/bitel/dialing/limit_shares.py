@@ -1,7 +1,7 @@
 """A worker's shares in the limits of its dialer and of campaigns.
 
 Where a dialer has one worker, its limits are the whole ones. Where several may share a database,
-each limit is a resource of which every worker has a grant: see `bitel.domain.limit_shares`. The
+each limit is a resource of which every worker has a share: see `bitel.domain.limit_shares`. The
 dispatcher reports what it uses and wants a few times a second, between its claims, so that what it
 uses never exceeds what it has.
 
@@ -81,7 +81,8 @@ class Rate:
         # The window bounds what may begin, so a share may have the burst of a whole rate.
         self._bucket.burst = _burst(self.per_second)
         available = int(min(self._bucket.available(now), self._bucket.burst))
-        return max(0, min(available, share + whole - self._window.count(now)))
+        most = math.floor(self.per_second) + 1 if whole else share
+        return max(0, min(available, most - self._window.count(now)))
 
     def take(self, now: float, count: int = 1) -> None:
         """Count calls that begin."""
@@ -117,7 +118,7 @@ class LimitShares:
         """Calls whose worker is gone: their channels count as in use."""
         self.rate = Rate(limits.calls_per_second, monotonic())
         self._monotonic = monotonic
-        self._grants: Mapping[str, int] = {}
+        self._usable: Mapping[str, int] = {}
         self._channels = f"channels:{dialer_id}"
         self._otp_channels = f"otp-channels:{dialer_id}"
         self._calls = f"calls:{dialer_id}"
@@ -131,22 +132,22 @@ class LimitShares:
         """Channels for calls of any kind."""
         most = self.limits.max_channels - self.limits.otp_channels
         if self.is_shared:
-            return min(most, self.granted(self._channels))
+            return min(most, self.usable(self._channels))
         return max(0, most - self.occupied.channels)
 
     @property
     def otp_channels(self) -> int:
         """Channels that are reserved for one-time passwords."""
         most = self.limits.otp_channels
-        return min(most, self.granted(self._otp_channels)) if self.is_shared else most
+        return min(most, self.usable(self._otp_channels)) if self.is_shared else most
 
     def may_begin(self, now: float) -> int:
         """How many calls the rate allows to begin now."""
-        return self.rate.room(now, self.granted(self._calls) if self.is_shared else None)
+        return self.rate.room(now, self.usable(self._calls) if self.is_shared else None)
 
-    def granted(self, resource: str) -> int:
-        """The worker's share of a resource that is shared."""
-        return self._grants.get(resource, 0)
+    def usable(self, resource: str) -> int:
+        """The places of a shared resource that this worker may use."""
+        return self._usable.get(resource, 0)
 
     def needs(self, usage: Usage) -> dict[str, Need]:
         """What the worker needs of the dialer's limits, by resource."""
@@ -169,6 +170,6 @@ class LimitShares:
         """Places of shared resources that calls take which no worker has."""
         return {self._channels: self.occupied.channels}
 
-    def apply(self, grants: Mapping[str, int]) -> None:
-        """Use these grants from now on, by resource; without any, no call may begin."""
-        self._grants = grants
+    def apply(self, usable: Mapping[str, int]) -> None:
+        """Use these places from now on, by resource; without any, no call may begin."""
+        self._usable = usable

@@ -1,10 +1,11 @@
 """Shares of several workers in a limit that holds for all of them together.
 
-A limit is a number of places, such as channels or calls that may begin in a second. Each worker has
-a grant, and uses no more. The grants never add up to more than the limit: a worker's grant grows
-only by places that no grant has, and shrinks no further than what the worker uses. What each should
-have is computed by every worker from the same rows: `fair_shares` gives the places to those that
-want them, as equally as possible (max-min fairness), so that none lies idle while one is wanted.
+A limit is a number of places, such as channels or calls that may begin in a second. Each worker
+holds some, and uses no more. What they hold never adds up to more than the limit: a worker takes
+only places that none holds, and gives up none that it uses. What it uses beyond its fair share it
+does not use again, so that it can be given up. What each should have is computed by every worker
+from the same rows: `fair_shares` gives the places to those that want them, as equally as possible
+(max-min fairness), so that none lies idle while one is wanted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class Demand(NamedTuple):
     """What one worker needs of a limit."""
 
     used: int
-    """Places in use; they can't be taken away."""
+    """Places in use. They can't be taken away, but need not be used again."""
     wanted: int
     """Places that it could use now, with those in use."""
     is_able: bool = True
@@ -27,29 +28,38 @@ class Demand(NamedTuple):
 def fair_shares(places: int, demands: Sequence[Demand]) -> list[int]:
     """How many of the places each worker should have.
 
-    Those in use first, even beyond `places`; then what is wanted, as equally as possible; then the
-    rest, in the same way, among those that are able to use it.
+    First what is used or wanted, as equally as possible; then the rest, in the same way, among
+    those that are able to use it.
     """
-    shares = [each.used for each in demands]
-    shares = _fill(places, shares, [max(each.used, each.wanted) for each in demands])
-    most = [max(places, each.used) if each.is_able else share
-            for each, share in zip(demands, shares, strict=True)]  # fmt: skip
+    wanted = [max(each.used, each.wanted) for each in demands]
+    shares = _fill(places, [0] * len(demands), wanted)
+    most = [places if each.is_able else share for each, share in zip(demands, shares, strict=True)]
     return _fill(places, shares, most)
 
 
-def next_grant(places: int, granted: Sequence[int], demands: Sequence[Demand], mine: int) -> int:
-    """The grant that a worker should take now.
+class Share(NamedTuple):
+    """A worker's places."""
+
+    held: int = 0
+    """Places that others can't take."""
+    usable: int = 0
+    """Places that the worker may use for something new, at most `held`."""
+
+
+def next_share(places: int, held: Sequence[int], demands: Sequence[Demand], mine: int) -> Share:
+    """The share that a worker should have from now on.
 
     Args:
         places: the limit, without places that are taken by what no worker here knows of.
-        granted: the grants of the workers now.
+        held: what the workers hold now.
         demands: in the same order.
         mine: the worker's index.
     """
-    fair, have = fair_shares(places, demands)[mine], granted[mine]
+    fair, have = fair_shares(places, demands)[mine], held[mine]
     if fair > have:
-        return have + max(0, min(fair - have, places - sum(granted)))
-    return max(fair, min(have, demands[mine].used))
+        have += max(0, min(fair - have, places - sum(held)))
+        return Share(have, have)
+    return Share(max(fair, min(have, demands[mine].used)), fair)
 
 
 def _fill(places: int, shares: Sequence[int], most: Sequence[int]) -> list[int]:

@@ -552,7 +552,7 @@ worker_share = Table(
     Column("most", Integer, nullable=False),  # of the resource, for all workers
     Column("used", Integer, nullable=False),
     Column("wanted", Integer, nullable=False),
-    Column("granted", Integer, nullable=False),
+    Column("held", Integer, nullable=False),
     Column("is_able", Boolean, nullable=False),  # it can use what nobody else wants
     Index("ix_worker_share_worker", "dialer_id", "epoch"),
 )

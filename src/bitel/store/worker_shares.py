@@ -1,4 +1,4 @@
-"""Grants of workers in shared limits: see `bitel.domain.limit_shares`.
+"""Shares of workers in limits: see `bitel.domain.limit_shares`.
 
 Only workers that share a PostgreSQL have rows here. With SQLite a dialer has one worker.
 """
@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from bitel.domain.limit_shares import Demand, next_grant
+from bitel.domain.limit_shares import Demand, Share, next_share
 from bitel.store import leases
 from bitel.store.leases import Lease
 from bitel.store.schema import call, may_ring, worker_share
@@ -60,7 +60,7 @@ _SHARES: Final = Statement(
     )
 )
 _KEY: Final = worker_share.c["resource", "dialer_id", "epoch"]
-_VALUES: Final = worker_share.c["most", "used", "wanted", "granted", "is_able"]
+_VALUES: Final = worker_share.c["most", "used", "wanted", "held", "is_able"]
 _given = values_parameter("shares", worker_share.c.resource, *_VALUES)
 _INSERT: Final = insert_rows(
     _given,
@@ -93,7 +93,7 @@ def update(
     needs: Mapping[str, Need],
     taken: Mapping[str, int],
 ) -> dict[str, int] | None:
-    """Store what a worker needs, and compute its grants; None: its lease has ended.
+    """Store what a worker needs and holds; returns what it may use. None: its lease has ended.
 
     Args:
         needs: by resource; of other resources the worker gives its places up.
@@ -108,14 +108,13 @@ def update(
     rows: defaultdict[str, list[Any]] = defaultdict(list)
     for row in _SHARES.rows(conn, {"resources": wanted}):
         rows[row.resource].append(row)
-    grants: dict[str, int] = {}
+    usable: dict[str, int] = {}
     new: list[tuple[Any, ...]] = []
     known: list[tuple[Any, ...]] = []
     for resource, need in needs.items():
-        own, grant = _grant(lease, need, rows[resource], taken.get(resource, 0))
-        grants[resource] = grant
-        values = (resource, need.limit, need.demand.used, need.demand.wanted, grant,
-                  need.demand.is_able)  # fmt: skip
+        own, share = _share(lease, need, rows[resource], taken.get(resource, 0))
+        usable[resource] = share.usable
+        values = (resource, need.limit, *need.demand[:2], share.held, need.demand.is_able)
         if own is None:
             new.append(values)
         elif values[1:] != tuple(getattr(own, column.name) for column in _VALUES):
@@ -125,20 +124,20 @@ def update(
     if known:
         _UPDATE.run(conn, {"shares": known, **mine})
     _FORGET.run(conn, {"resources": wanted, **mine})
-    return grants
+    return usable
 
 
-def _grant(lease: Lease, need: Need, rows: Sequence[Any], taken: int) -> tuple[Any | None, int]:
-    """The worker's row, if it has one, and its grant from now on."""
+def _share(lease: Lease, need: Need, rows: Sequence[Any], taken: int) -> tuple[Any | None, Share]:
+    """The worker's row, if it has one, and its share from now on."""
+    me = (lease.dialer_id, lease.epoch)
+    own = next((row for row in rows if (row.dialer_id, row.epoch) == me), None)
     others = sorted(
-        (row for row in rows if (row.dialer_id, row.epoch) != (lease.dialer_id, lease.epoch)),
-        key=lambda row: (row.dialer_id, row.epoch),
+        (row for row in rows if row is not own), key=lambda row: (row.dialer_id, row.epoch)
     )
-    own = next((r for r in rows if (r.dialer_id, r.epoch) == (lease.dialer_id, lease.epoch)), None)
-    places = min([need.limit, *(row.most for row in others)]) - taken
-    before = sum((row.dialer_id, row.epoch) < (lease.dialer_id, lease.epoch) for row in others)
+    mine = sum((row.dialer_id, row.epoch) < me for row in others)
+    places = max(0, min([need.limit, *(row.most for row in others)]) - taken)
     demands = [Demand(row.used, row.wanted, row.is_able) for row in others]
-    granted = [row.granted for row in others]
-    demands.insert(before, need.demand)
-    granted.insert(before, max(own.granted if own is not None else 0, need.demand.used))
-    return own, next_grant(max(0, places), granted, demands, before)
+    demands.insert(mine, need.demand)
+    held = [row.held for row in others]
+    held.insert(mine, 0 if own is None else own.held)
+    return own, next_share(places, held, demands, mine)

@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("most", sa.Integer(), nullable=False),
         sa.Column("used", sa.Integer(), nullable=False),
         sa.Column("wanted", sa.Integer(), nullable=False),
-        sa.Column("granted", sa.Integer(), nullable=False),
+        sa.Column("held", sa.Integer(), nullable=False),
         sa.Column("is_able", sa.Boolean(), nullable=False),
     )
     op.create_index("ix_worker_share_worker", "worker_share", ["dialer_id", "epoch"])
