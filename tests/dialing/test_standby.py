@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from bitel.dialing.standby import (
     HEARTBEAT_TIMEOUT,
@@ -24,7 +25,9 @@ from bitel.dialing.standby import (
 from bitel.errors import BitelError, UnavailableError
 from bitel.store import leases, recovery
 from bitel.store.database import Database
-from bitel.store.leases import Holder, Lease, LostLease, Slot, TakeOverTerms
+from bitel.store.leases import Holder, Lease, LostLease
+from bitel.store.recovery import FormerWorker
+from bitel.store.schema import dialer
 from tests.support.clocks import FakeClock
 
 
@@ -43,11 +46,11 @@ class Site:
         data_dir.mkdir(exist_ok=True)
         return Standby("main", name, self.database, data_dir, clock, monotonic=self.clock)
 
-    def take_over(self, standby: Standby, terms: TakeOverTerms | None) -> Lease:
+    def take_over(self, standby: Standby, terms: FormerWorker | None) -> Lease:
         assert terms is not None, "it had to wait"
         lease, _ = self.database.write_now(
             lambda conn: recovery.take_over(
-                conn, Slot("main"), standby._worker, 1.0, 77.0, 55.0, terms
+                conn, standby.slot, standby._worker, 1.0, 77.0, 55.0, terms
             )
         )
         return lease
@@ -68,16 +71,63 @@ class Site:
 
 
 @pytest.fixture
-def site(database: Database, tmp_path: Path) -> Site:
-    return Site(database, tmp_path)
+def site(sqlite_database: Database, tmp_path: Path) -> Site:
+    """In SQLite, where a dialer has one worker."""
+    return Site(sqlite_database, tmp_path)
+
+
+@pytest.fixture
+def shared(postgres_url: str, tmp_path: Path) -> Iterator[Site]:
+    with Database.open(postgres_url) as database:
+        yield Site(database, tmp_path)
+
+
+async def test_processes_that_share_postgresql_work_at_the_same_time(shared: Site) -> None:
+    taken = []
+    for name in ("first", "second", "third"):
+        standby = shared.standby(name)
+        taken.append(shared.take_over(standby, await standby.look()))
+    for lease in taken:
+        assert lease.epoch in {each.epoch for each in shared.do(renewal(lease))}
+
+
+def renewal(lease: Lease) -> Callable[[Any], Any]:
+    return lambda conn: leases.renew(conn, lease, 5.0)
+
+
+async def test_a_slot_has_one_worker_at_a_time(shared: Site) -> None:
+    first, second = shared.standby("first", "here"), shared.standby("second", "here")
+    lease = shared.take_over(first, await first.look())
+    assert await second.look() is None
+    assert second.waits_for == "first"
+    first.lock.release()
+    shared.take_over(second, await second.look())
+    assert [each.name for each in shared.do(renewal(lease))] == ["second"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_a_worker_of_the_version_before_is_waited_for(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    site: Site = request.getfixturevalue("site" if kind == "sqlite" else "shared")
+    old = {"id": "main", "epoch": 7, "worker": "old", "seen_at": 5.0, "installation": "i" * 32}
+    site.do(lambda conn: conn.execute(insert(dialer).values(old)))
+    second = site.standby("second")
+    assert await second.look() is None
+    assert second.waits_for == "old"
+    assert await site.waits(second) == HEARTBEAT_TIMEOUT
+    found = await second.look()
+    assert found is not None
+    assert not found.has_ended
+    lease = site.take_over(second, found)
+    assert lease.epoch == 8
+    with pytest.raises(LostLease):
+        site.take_over(second, found)
 
 
 async def test_a_dialer_that_nobody_ran_is_taken_at_once(site: Site) -> None:
     first = site.standby("first")
-    terms = await first.look()
-    assert terms is not None
-    assert terms.former == Holder()
-    assert site.take_over(first, terms).epoch == 1
+    assert site.take_over(first, await first.look()).epoch == 1
 
 
 async def test_a_dead_worker_of_the_same_data_dir_is_replaced_at_once(site: Site) -> None:
@@ -87,11 +137,11 @@ async def test_a_dead_worker_of_the_same_data_dir_is_replaced_at_once(site: Site
     assert await second.look() is None
     site.clock.advance(1000)
     assert await second.look() is None, "it may be stopped, and go on at any time"
-    assert second.holder.worker == "first"
+    assert second.waits_for == "first"
     first.lock.release()  # as the kernel does when it dies
     terms = await second.look()
     assert terms is not None
-    assert terms.former_ended
+    assert terms.has_ended
     site.take_over(second, terms)
 
 
@@ -102,7 +152,7 @@ async def test_a_released_dialer_is_taken_at_once_by_any_installation(site: Site
     site.do(lambda conn: leases.release(conn, lease))
     terms = await second.look()
     assert terms is not None
-    assert terms.former_ended
+    assert terms.has_ended
 
 
 async def test_another_installations_worker_is_replaced_after_twenty_seconds_of_silence(
@@ -117,7 +167,7 @@ async def test_another_installations_worker_is_replaced_after_twenty_seconds_of_
     assert await site.waits(second) == HEARTBEAT_TIMEOUT
     terms = await second.look()
     assert terms is not None
-    assert not terms.former_ended, "it may only be cut off from the database"
+    assert not terms.has_ended, "it may only be cut off from the database"
     site.renew(lease)
     with pytest.raises(LostLease):
         site.take_over(second, terms)
@@ -137,7 +187,7 @@ async def test_the_difference_to_a_silent_workers_clock_is_known_from_its_heartb
     terms = await second.look()
     assert terms is not None
     # Never more than it is: then an INVITE that may still ring would count as dead.
-    assert ahead - POLL - LONGEST_LOOK <= terms.former_ahead <= ahead
+    assert ahead - POLL - LONGEST_LOOK <= terms.ahead <= ahead
 
 
 async def test_the_difference_to_a_forced_out_workers_clock_is_known(site: Site) -> None:
@@ -146,7 +196,7 @@ async def test_the_difference_to_a_forced_out_workers_clock_is_known(site: Site)
     site.do(lambda conn: leases.renew(conn, lease, site.clock() - 3600.0))
     site.clock.advance(5.0)
     terms = await second.fence()
-    assert terms.former_ahead == -3605.0
+    assert terms.ahead == -3605.0
 
 
 async def test_of_two_standbys_one_takes_over(site: Site) -> None:
@@ -230,8 +280,8 @@ async def test_a_forced_take_over_fences_the_worker_and_waits_for_its_lock(site:
     first, second = site.standby("first", "here"), site.standby("second", "here")
     lease = site.take_over(first, await first.look())
     terms = await second.fence()
-    assert (second.holder.worker, terms.former_ended) == ("first", True)
-    assert not site.do(lambda conn: leases.renew(conn, lease, 2.0))
+    assert (second.waits_for, terms.has_ended) == ("first", True)
+    assert not site.do(lambda conn: leases.holds(conn, lease))
     assert not second.lock.acquire()
     first.lock.release()
     assert second.lock.acquire()
@@ -242,7 +292,7 @@ async def test_who_was_forced_out_and_is_started_again_waits(site: Site) -> None
     first, second = site.standby("first"), site.standby("second")
     site.take_over(first, await first.look())
     terms = await second.fence()
-    assert not terms.former_ended
+    assert not terms.has_ended
     first.lock.release()
     again = site.standby("again", "first")
     assert await again.look() is None

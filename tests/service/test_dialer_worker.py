@@ -29,7 +29,7 @@ from bitel.service.shutdown import Shutdown
 from bitel.settings import DialerSettings, Settings
 from bitel.store import leases
 from bitel.store.database import Database
-from bitel.store.leases import Holder, LostLease, TakeOverTerms
+from bitel.store.leases import Holder, LostLease, Slot
 from bitel.store.recovery import Recovered
 from tests.support.sip_dialer import OneClip
 from tests.support.waiting import until
@@ -128,11 +128,11 @@ async def test_who_comes_second_lets_go_of_its_port_and_waits(
     tries: list[bool] = []
     take_over = process.dispatcher.take_over
 
-    async def late(terms: TakeOverTerms) -> Recovered:
+    async def late(*arguments: Any) -> Recovered:
         tries.append(process.dialer.up)
         if len(tries) < 3:
             raise LostLease("another was faster")
-        return await take_over(terms)
+        return await take_over(*arguments)
 
     monkeypatch.setattr(process.dispatcher, "take_over", late)
     async with process.up() as worker:
@@ -155,7 +155,9 @@ async def test_a_worker_that_keeps_its_lock_is_not_forced_out(
             await second.worker.start(take_over=True)
         # It can't write any more, and stops once it finds out.
         assert not await first.dispatcher.confirm_lease()
-        with pytest.raises(BitelError, match="another worker took over the dialer 'main', so this"):
+        with pytest.raises(
+            BitelError, match="process took over the dialer 'main', so this"
+        ):
             await stack.aclose()
     async with Process(tmp_path, sqlite_database, "here").up() as worker:
         assert not worker.in_standby
@@ -200,11 +202,11 @@ async def test_the_sip_transport_can_ask_for_the_lease(tmp_path: Path) -> None:
         assert transport.confirm_lease is not None
         assert await transport.confirm_lease()
         with Database.open(settings.effective_database_url) as database:
-            database.write_now(lambda conn: leases.fence(conn, "main", "w", "i" * 32, time.time()))
+            database.write_now(lambda conn: leases.fence(conn, Slot("main"), "w", time.time()))
         assert not await transport.confirm_lease()
         async with asyncio.timeout(2):  # a renewal would come after 5 s
             await lost.wait()
-        with pytest.raises(BitelError, match="another worker took over the dialer 'main'"):
+        with pytest.raises(BitelError, match="another process took over the dialer 'main'"):
             await stack.aclose()
 
 

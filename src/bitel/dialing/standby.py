@@ -4,12 +4,13 @@ A slot is the place of one worker in a `data_dir`. Its worker holds a lock on a 
 kernel releases when the process ends. A process that gets the lock knows that the former worker of
 the slot is dead, and begins at once; one that does not is a standby.
 
-Processes with other data_dirs have slots of their own, on this or other machines, and work for the
-dialer at the same time. The version before this one has a single worker for each dialer, though. A
-process of this version begins when that has released the dialer, or has sent no heartbeat for
-`HEARTBEAT_TIMEOUT` seconds by this process's monotonic clock, so neither clock differences between
-machines nor steps of a clock matter. During that time the database must have answered promptly, and
-taken writes towards the end: a frozen or read-only database would hide the heartbeats.
+Processes with other data_dirs have slots of their own, on this or other machines. With PostgreSQL
+they work for the dialer at the same time. With SQLite a dialer has one worker, and so it has in the
+version before this one. A process then begins when that has released the dialer, or has sent no
+heartbeat for `HEARTBEAT_TIMEOUT` seconds by this process's monotonic clock, so neither clock
+differences between machines nor steps of a clock matter. During that time the database must have
+answered promptly, and taken writes towards the end: a frozen or read-only database would hide the
+heartbeats.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy import Connection
+
 from bitel.errors import BitelError
 from bitel.store import leases
 from bitel.store.database import Database
-from bitel.store.leases import Slot
+from bitel.store.leases import Holder, Slot
 from bitel.store.recovery import FormerWorker
 
 POLL: Final = 2.0
@@ -165,21 +168,21 @@ class Standby:
         self._heartbeat = HeartbeatMonitor(POLL + LONGEST_LOOK)
 
     async def look(self) -> FormerWorker | None:
-        """Check once: what is known of the former worker of the slot, if this one may begin now.
+        """Check once: what is known of the former worker, if this one may begin now.
 
         None: check again after `POLL` seconds. The lock is kept once it is taken, also if None is
         returned. Raises UnavailableError if the database can't be read.
         """
         locked = self.lock.acquire()
         is_probe = locked and self._heartbeat.seconds >= PROBE_AFTER
-        query = leases.probe if is_probe else leases.former_version
+        query = leases.probe if is_probe else leases.blocking_holder
         run = self._database.write if is_probe else self._database.read
         dialer_id, installation, _ = self.slot
         asked_at = self._monotonic()
         try:
             row = await run(lambda conn: query(conn, dialer_id))
             if not locked:
-                self.waits_for = await self._holder_of_slot()
+                self.waits_for = await self._worker_of_slot()
         except BaseException:
             self._heartbeat.reset()
             raise
@@ -188,7 +191,7 @@ class Standby:
             self._heartbeat.reset()
             return None
         if row is None or row.installation == installation:
-            return FormerWorker()
+            return FormerWorker(row)
         self.waits_for = row.worker
         self._heartbeat.observe(row, asked_at, self._monotonic())
         if self._heartbeat.seconds < HEARTBEAT_TIMEOUT:
@@ -196,21 +199,30 @@ class Standby:
         # The worker may be alive, cut off from the database, and still about to dial. Its last
         # heartbeat was before the measured time, which bounds how far its clock is ahead.
         ahead = row.seen_at - (self._clock() - self._heartbeat.seconds)
-        return FormerWorker(has_ended=False, ahead=ahead)
+        return FormerWorker(row, has_ended=False, ahead=ahead)
 
     def reset(self) -> None:
         """Restart the measurement of the heartbeat, after a take-over that failed."""
         self._heartbeat.reset()
 
-    async def fence(self) -> None:
-        """End the writes of a worker of the slot that may be alive; it stops when it notices."""
-        now = self._clock()
-        fenced = await self._database.write(
-            lambda conn: leases.fence(conn, self.slot, self._worker, now)
-        )
-        self.waits_for = ", ".join(each.name for each in fenced)
+    async def fence(self) -> FormerWorker:
+        """End the writes of workers that may be alive, which this one replaces.
 
-    async def _holder_of_slot(self) -> str:
+        They stop at their next write or renewal. Returns what is known of them, for a take-over
+        after their end.
+        """
+        now = self._clock()
+
+        def work(conn: Connection) -> tuple[Holder, Holder | None]:
+            before = leases.fence(conn, self.slot, self._worker, now)
+            return before, leases.blocking_holder(conn, self.slot.dialer_id)
+
+        before, row = await self._database.write(work)
+        self.waits_for = before.worker
+        gone = row is None or before.installation in (None, self.slot.installation)
+        return FormerWorker(row, has_ended=gone, ahead=0.0 if gone else before.seen_at - now)
+
+    async def _worker_of_slot(self) -> str:
         dialer_id, installation, number = self.slot
         found = await self._database.read(lambda conn: leases.workers(conn, dialer_id))
         own = [e.name for e in found if (e.installation, e.slot) == (installation, number)]

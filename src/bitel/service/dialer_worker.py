@@ -139,8 +139,7 @@ class DialerWorker:
         fault = ""
         try:
             former = await self._standby.look()
-            if former is not None:
-                await self._activate(former)
+            if former is not None and await self._activate(former):
                 log.info("active", dialer=self.dialer_id)
         except BitelError as error:
             # The database is unavailable, or the SIP port is in use: tried again later.
@@ -149,12 +148,12 @@ class DialerWorker:
             log.warning("standby_waits", dialer=self.dialer_id, fault=fault)
         self._fault = fault
 
-    async def _activate(self, former: FormerWorker) -> None:
-        """Bind and take a lease."""
+    async def _activate(self, former: FormerWorker) -> bool:
+        """Bind and take a lease; False if another process took over at the same time."""
         self._activating = True
         try:
             await self._bind()
-            await self._take_over(former)
+            return await self._take_over(former)
         finally:
             self._activating = False
 
@@ -165,14 +164,16 @@ class DialerWorker:
             await self.dialer.close()
             raise
 
-    async def _take_over(self, former: FormerWorker) -> None:
+    async def _take_over(self, former: FormerWorker) -> bool:
         try:
             recovered = await self.dispatcher.take_over(
                 self._standby.slot, former, self.dialer.address
             )
-        except BaseException:
+        except BaseException as fault:
             self._standby.reset()
             await self.dialer.close()
+            if isinstance(fault, LostLease):
+                return False
             raise
         self._active = True
         if recovered.redialled or recovered.unknown:
@@ -182,9 +183,10 @@ class DialerWorker:
                 unanswered=recovered.redialled,
                 unknown=recovered.unknown,
             )
+        return True
 
     async def _force(self, cancel: asyncio.Event) -> None:
-        await self._standby.fence()
+        former = await self._standby.fence()
         log.warning("taking_over", dialer=self.dialer_id, holder=self._standby.waits_for)
         loop = asyncio.get_running_loop()
         until = loop.time() + FORCE_TIMEOUT
@@ -204,7 +206,10 @@ class DialerWorker:
             await asyncio.sleep(_FORCE_PAUSE)
         else:
             return
-        await self._take_over(FormerWorker())
+        if not await self._take_over(former):
+            raise BitelError(
+                f"the dialer {self.dialer_id!r} can't be taken over: another worker was faster"
+            )
 
     async def _release(self) -> None:
         try:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, text, update
 
 from bitel.store.schema import dialer, worker, worker_share
 from bitel.store.sql_batch import Statement, matches
@@ -132,23 +132,25 @@ def holder(conn: Connection, dialer_id: str) -> Holder:
     return Holder(*rows[0]) if rows else Holder()
 
 
-def former_version(conn: Connection, dialer_id: str) -> Holder | None:
-    """The worker of the version before this one that holds the dialer, or held it at its end.
+def blocking_holder(conn: Connection, dialer_id: str) -> Holder | None:
+    """The dialer's row, if its worker lets no other begin, and has not released it.
 
-    None: the lease of that version is free.
+    In SQLite that is any worker, in PostgreSQL one of the version before this one.
     """
     row = holder(conn, dialer_id)
     if row.installation is None:
         return None
+    if conn.dialect.name != "postgresql":
+        return row
     known = select(worker.c.epoch).where(worker.c.dialer_id == dialer_id)
     is_known = conn.execute(known.where(worker.c.name == row.worker).limit(1)).first() is not None
     return None if is_known else row
 
 
 def probe(conn: Connection, dialer_id: str) -> Holder | None:
-    """As `former_version`, with a write that changes nothing: it fails on a read-only database."""
+    """As `blocking_holder`, with a write that changes nothing: it fails where none is possible."""
     conn.execute(update(dialer).where(dialer.c.id == dialer_id).values(epoch=dialer.c.epoch))
-    return former_version(conn, dialer_id)
+    return blocking_holder(conn, dialer_id)
 
 
 def lock(conn: Connection, dialer_id: str) -> None:
@@ -168,17 +170,34 @@ _NEXT_EPOCH: Final = text(
 )
 
 
-def take(conn: Connection, slot: Slot, name: str, now: float, address: str = "") -> Lease:
+def take(
+    conn: Connection,
+    slot: Slot,
+    name: str,
+    now: float,
+    address: str = "",
+    seen: Holder | None = None,
+) -> Lease:
     """Begin a lease for the worker `name`; ends those of the slot before, which must be over.
 
-    The attempts of the ended leases stay open.
+    In SQLite, where a dialer has one worker, it ends all others. The attempts of the ended leases
+    stay open.
+
+    Args:
+        address: where the worker speaks SIP from.
+        seen: the dialer's row as it must still be. None: it may be any.
+
+    Raises LostLease where the row is no longer what was seen.
     """
+    if seen is not None:
+        lock(conn, slot.dialer_id)
+        if holder(conn, slot.dialer_id) != seen:
+            raise LostLease(f"another worker took over the dialer {slot.dialer_id!r}")
     values = {
         "id": slot.dialer_id, "worker": name, "now": now, "installation": slot.installation,
     }  # fmt: skip
     epoch = conn.execute(_NEXT_EPOCH, values).scalar_one()
-    of_slot = (worker.c.installation == slot.installation, worker.c.slot == slot.number)
-    former = select(worker.c.epoch).where(worker.c.dialer_id == slot.dialer_id, *of_slot)
+    former = select(worker.c.epoch).where(*_replaced_by(conn, slot))
     ended = conn.execute(former).scalars().all()
     conn.execute(
         insert(worker).values(
@@ -201,6 +220,16 @@ def take(conn: Connection, slot: Slot, name: str, now: float, address: str = "")
     )
     remove(conn, slot.dialer_id, ended)
     return Lease(slot.dialer_id, name, epoch)
+
+
+def _replaced_by(conn: Connection, slot: Slot) -> list[ColumnElement[bool]]:
+    """The workers that end when one begins in the slot: in SQLite all of the dialer."""
+    of_dialer = worker.c.dialer_id == slot.dialer_id
+    if conn.dialect.name != "postgresql":
+        return [of_dialer]
+    return [
+        of_dialer, worker.c.installation == slot.installation, worker.c.slot == slot.number,
+    ]  # fmt: skip
 
 
 def remove(conn: Connection, dialer_id: str, epochs: Iterable[int]) -> None:
@@ -244,20 +273,22 @@ def remove_dead(conn: Connection, seen: Worker) -> bool:
     return True
 
 
-def fence(conn: Connection, slot: Slot, name: str, now: float) -> list[Worker]:
-    """End the writes of the workers of a slot that may be alive, without changing their attempts.
+def fence(conn: Connection, slot: Slot, name: str, now: float) -> Holder:
+    """End the writes of the workers that one in this slot would replace, and may be alive.
 
-    They stop when they notice. Their rows stay until `take`. So does the worker of the version
-    before this one, if it holds the dialer. Returns the workers.
+    They stop when they notice; their attempts stay as they are. The dialer's row then names `name`,
+    which calls `take` once they have ended. Returns that row as it was before.
     """
-    if former_version(conn, slot.dialer_id) is not None:
-        values = {"epoch": dialer.c.epoch + 1, "worker": name, "seen_at": now, "up": False}
-        of_dialer = update(dialer).where(dialer.c.id == slot.dialer_id)
-        conn.execute(of_dialer.values(**values, installation=slot.installation))
-    of_slot = (worker.c.dialer_id == slot.dialer_id, worker.c.installation == slot.installation,
-               worker.c.slot == slot.number)  # fmt: skip
-    conn.execute(update(worker).where(*of_slot).values(fenced=True))
-    return [Worker(*row) for row in conn.execute(select(*_COLUMNS).where(*of_slot))]
+    before = holder(conn, slot.dialer_id)
+    conn.execute(update(worker).where(*_replaced_by(conn, slot)).values(fenced=True))
+    if blocking_holder(conn, slot.dialer_id) is not None:
+        conn.execute(
+            update(dialer)
+            .where(dialer.c.id == slot.dialer_id)
+            .values(epoch=dialer.c.epoch + 1, worker=name, installation=slot.installation,
+                    seen_at=now, up=False)
+        )  # fmt: skip
+    return before
 
 
 _is_held = (*matches(worker.c.dialer_id, worker.c.epoch), worker.c.fenced.is_(False))
@@ -298,8 +329,9 @@ def renew(
     found = workers(conn, lease.dialer_id)
     if not is_held:
         return [each for each in found if each.epoch != lease.epoch]
-    if former_version(conn, lease.dialer_id) is not None:
-        return []  # such a process was made to take over the dialer
+    named = blocking_holder(conn, lease.dialer_id)
+    if named is not None and named.worker != lease.worker:
+        return []  # the version before this one was made to take over the dialer
     of_dialer = update(dialer).where(dialer.c.id == lease.dialer_id)
     if lease.epoch == min(each.epoch for each in found):
         conn.execute(

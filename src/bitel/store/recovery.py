@@ -53,6 +53,8 @@ class Recovered:
 class FormerWorker:
     """What is known of the workers whose attempts are recovered."""
 
+    seen: Holder | None = None
+    """The dialer's row, if one of them had the dialer for itself."""
     has_ended: bool = True
     """Their processes have ended."""
     has_lapsed: bool = False
@@ -100,9 +102,10 @@ def take_over(
 ) -> tuple[Lease, Recovered]:
     """Become the worker `name` in a slot, and end the attempts of workers whose lease is over.
 
-    See `recover` for the other parameters.
+    See `recover` and `leases.take` for the other parameters. Raises LostLease where the dialer's
+    row is no longer what was seen.
     """
-    lease = leases.take(conn, slot, name, now, address)
+    lease = leases.take(conn, slot, name, now, address, former.seen)
     return lease, recover(conn, slot.dialer_id, now, redial_after, last_invite, former)
 
 
