@@ -155,9 +155,7 @@ async def test_a_worker_that_keeps_its_lock_is_not_forced_out(
             await second.worker.start(take_over=True)
         # It can't write any more, and stops once it finds out.
         assert not await first.dispatcher.confirm_lease()
-        with pytest.raises(
-            BitelError, match="process took over the dialer 'main', so this"
-        ):
+        with pytest.raises(BitelError, match="process took over the dialer 'main', so this"):
             await stack.aclose()
     async with Process(tmp_path, sqlite_database, "here").up() as worker:
         assert not worker.in_standby
