@@ -164,11 +164,21 @@ def _fill_first_schema(conn: Connection) -> None:
         conn.exec_driver_sql(statement)
 
 
-def test_a_schema_newer_than_the_program_is_refused(database_url: str) -> None:
+def test_a_newer_schema_that_this_program_can_use_is_left_as_it_is(database_url: str) -> None:
     with Database.open(database_url) as database:
-        database.write_now(
-            lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        )
+        newer = text("UPDATE alembic_version SET version_num = '9998'")
+        database.write_now(lambda conn: conn.execute(newer))
+    migrate.open_current(database_url).close()
+    assert not migrate.upgrade(database_url)
+
+
+def test_a_schema_for_newer_programs_alone_is_refused(database_url: str) -> None:
+    with Database.open(database_url) as database:
+        for statement in (
+            "UPDATE alembic_version SET version_num = '9999'",
+            "UPDATE schema_compatibility SET usable_since = '9998'",
+        ):
+            database.write_now(lambda conn, one=statement: conn.execute(text(one)))  # type: ignore[misc]
     with pytest.raises(SettingsError, match="9999"):
         migrate.open_current(database_url)
     with pytest.raises(SettingsError, match="9999"):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from bitel.errors import SettingsError
 from bitel.store import db_errors, engines
 from bitel.store.database import Database
 from bitel.store.db_errors import Fault, StoreUnavailable
-from bitel.store.schema import metadata
+from bitel.store.schema import metadata, schema_compatibility
 
 NEWEST: Final = "0012"
 """The schema's revision that this program works with."""
@@ -59,8 +59,8 @@ def upgrade(url: str) -> bool:
                 conn.execute(text("SET LOCAL statement_timeout = 0"))
                 conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
             revision = _revision(conn)
-            _refuse_newer(revision)
-            if revision != NEWEST:
+            _refuse_newer(conn, revision)
+            if revision is None or revision < NEWEST:
                 _run_migrations(conn)
             if not engines.is_sqlite(parsed):
                 _check_rights(conn, parsed.username)
@@ -124,10 +124,10 @@ def open_current(url: str) -> Database:
     database = Database(parsed)
     try:
         revision = database.read_now(_revision)
-        _refuse_newer(revision)
+        database.read_now(lambda conn: _refuse_newer(conn, revision))
         if revision is None:
             raise SettingsError(missing)
-        if revision != NEWEST:
+        if revision < NEWEST:
             raise SettingsError(
                 f"the database at {place} is of an earlier version; start the service, which "
                 "upgrades it, or run `bitel init`"
@@ -151,9 +151,16 @@ def _revision(conn: Connection) -> str | None:
     return conn.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
-def _refuse_newer(revision: str | None) -> None:
-    # Revisions are numbers that only grow.
-    if revision is not None and revision > NEWEST:
+def _refuse_newer(conn: Connection, revision: str | None) -> None:
+    """Raises SettingsError for a schema that only newer programs can use.
+
+    In an upgrade of several machines one after the other, the first of the new version upgrades the
+    schema, in ways that the version before can use. Revisions are numbers that only grow.
+    """
+    if revision is None or revision <= NEWEST:
+        return
+    usable_since = conn.execute(select(schema_compatibility.c.usable_since)).scalar()
+    if usable_since is None or usable_since > NEWEST:
         raise SettingsError(
             f"the database has schema {revision} and this program knows none after {NEWEST}; "
             "run the newer bitel that made it"

@@ -574,6 +574,14 @@ pause = Table(
     CheckConstraint("scope IN ('service', 'dialer', 'project')", name="scope"),
 )
 
+schema_compatibility = Table(
+    "schema_compatibility",
+    metadata,
+    # The program that knows this revision as its newest can use the schema, too.
+    Column("usable_since", String(8), primary_key=True),
+)
+"""One row, written by the migrations."""
+
 retention_cursor = Table(
     "retention_cursor",
     metadata,

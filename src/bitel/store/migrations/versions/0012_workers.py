@@ -1,7 +1,7 @@
 """Workers of dialers and their shares in limits.
 
 A dialer is run by several workers, each with a lease of its own. The version before has one worker
-for each dialer, whose lease is in the table `dialer`.
+for each dialer, whose lease is in the table `dialer`. It can use this schema, too.
 """
 
 import sqlalchemy as sa
@@ -14,6 +14,10 @@ depends_on = None
 
 
 def upgrade() -> None:
+    compatibility = op.create_table(
+        "schema_compatibility", sa.Column("usable_since", sa.String(8), primary_key=True)
+    )
+    op.bulk_insert(compatibility, [{"usable_since": "0009"}])
     op.create_table(
         "worker",
         sa.Column("dialer_id", sa.String(64), primary_key=True),
