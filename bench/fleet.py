@@ -388,7 +388,8 @@ async def _procrastinate(url: str, jobs: int) -> Run:
         before, begun, used = statistics(url), time.monotonic(), time.process_time()
         for first in range(0, jobs, PIECE):
             numbers = range(first, min(jobs, first + PIECE))
-            await call.batch_defer_async(*({"number": f"+98912{n:07}"} for n in numbers))
+            jobs_of_piece: list[dict[str, Any]] = [{"number": f"+98912{n:07}"} for n in numbers]
+            await call.batch_defer_async(*jobs_of_piece)
         await app.run_worker_async(
             wait=False, concurrency=20, install_signal_handlers=False, listen_notify=False
         )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.dialing.limit_shares import BURST_SECONDS
-from bitel.token_bucket import TokenBucket
+from bitel.token_bucket import BURST_SECONDS, TokenBucket
 
 
 def pace(per_second: float, now: float = 0.0) -> TokenBucket:

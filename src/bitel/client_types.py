@@ -325,6 +325,16 @@ class Server(TypedDict):
     up: bool
     paused: str | None
     """Why it places no calls although its trunk answers; None if it does."""
+    workers: int
+    """Processes that dial for it."""
+    channels: int
+    """In use, of all workers."""
+    callsPerSecond: float
+    """Begun, on average."""
+    lateMs: float
+    """How late packets of audio leave the latest of its workers, in milliseconds."""
+    since: int | None
+    """Unix seconds since when the oldest worker runs; None: none does."""
 
 
 class Account(TypedDict):

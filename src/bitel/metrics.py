@@ -36,6 +36,7 @@ from bitel.observability.event_loop import Histogram
 from bitel.rtp.streamer import StreamerStats
 from bitel.store import leases, monitoring
 from bitel.store.database import Database
+from bitel.store.leases import DialerState
 from bitel.store.monitoring import Waiting
 
 log = structlog.get_logger(__name__)
@@ -60,6 +61,9 @@ class DialerFigures:
     channels: int
     """In use."""
     max_channels: int
+    channels_share: int
+    """Channels of this worker, of those of all workers together."""
+    has_lease: bool
     figures: Figures
     invites: int
     signs: frozenset[OverloadReason]
@@ -112,7 +116,7 @@ class Snapshot:
 
     at: float
     waiting: Waiting
-    up: dict[str, bool]
+    dialers: dict[str, DialerState]
     """By dialer that ever ran."""
 
 
@@ -155,7 +159,7 @@ class Page(Collector):
             return Snapshot(
                 now,
                 monitoring.waiting(conn, self._sources.dialer_ids),
-                leases.dialers_up(conn, now, SEEN_WITHIN),
+                leases.dialer_states(conn, now, SEEN_WITHIN),
             )
 
         try:
@@ -239,6 +243,9 @@ def _calls(database: Database) -> Iterator[Metric]:
 def _queue(snapshot: Snapshot) -> Iterator[Metric]:
     queues = snapshot.waiting.queues
 
+    def state(dialer_id: str) -> DialerState:
+        return snapshot.dialers.get(dialer_id, DialerState())
+
     def per_queue(name: str, what: str, value: Callable[[str], float]) -> Metric:
         return _family(Gauge, name, what, ["dialer"], (([each], value(each)) for each in queues))
 
@@ -246,8 +253,11 @@ def _queue(snapshot: Snapshot) -> Iterator[Metric]:
         due_at = queues[dialer_id].oldest_due_at
         return 0.0 if due_at is None else max(0.0, snapshot.at - due_at)
 
+    yield per_queue("bitel_dialer_up", "Whether calls can be placed.", lambda each: state(each).up)
     yield per_queue(
-        "bitel_dialer_up", "Whether calls can be placed.", lambda each: snapshot.up.get(each, False)
+        "bitel_workers",
+        "Processes that dial for it, on all machines.",
+        lambda each: state(each).workers,
     )
     yield per_queue(
         "bitel_calls_waiting",
@@ -294,6 +304,10 @@ _PLACE: Final = ("trunk", "address")
 PER_DIALER: Final[Sequence[PerDialer]] = (
     (Gauge, "bitel_channels_used", "Channels in use.", (), lambda one: one.channels),
     (Gauge, "bitel_channels_max", "Channels that there are.", (), lambda one: one.max_channels),
+    (Gauge, "bitel_worker_channels", "Channels that this worker may use of those.", (),
+     lambda one: one.channels_share),
+    (Gauge, "bitel_worker_lease", "1 while this worker holds a valid lease of the dialer.", (),
+     lambda one: one.has_lease),
     (Counter, "bitel_attempts", "Attempts begun.", (), lambda one: one.figures.claimed),
     (Counter, "bitel_invites", "INVITEs sent, repetitions not counted.", (),
      lambda one: one.invites),

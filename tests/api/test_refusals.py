@@ -325,7 +325,7 @@ async def test_what_is_not_expected_is_logged_and_not_told(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("the secret inside")
 
-    monkeypatch.setattr("bitel.store.leases.dialers_up", broken)
+    monkeypatch.setattr("bitel.store.leases.dialer_states", broken)
     async with stage.client() as client:
         answer = await client.get("/api/v2/servers")
     check(answer, 500, "InternalError")

@@ -142,11 +142,13 @@ async def test_servers_are_up_while_they_are_heard_of(stage: Stage) -> None:
     stage.do(lambda conn: recovery.take_over(conn, Slot("main"), "w", stage.clock(), 77.0))
     async with stage.client() as client:
         first = (await client.get("/api/v2/servers")).json()
+        began = stage.clock()
         stage.clock.advance(15.5)
         later = (await client.get("/api/v2/servers")).json()
+    idle = {"channels": 0, "callsPerSecond": 0, "lateMs": 0}
     assert first["result"] == [
-        {"id": "main", "up": True, "paused": None},
-        {"id": "spare", "up": False, "paused": None},
+        {"id": "main", "up": True, "paused": None, "workers": 1, "since": int(began), **idle},
+        {"id": "spare", "up": False, "paused": None, "workers": 0, "since": None, **idle},
     ]
     assert [each["up"] for each in later["result"]] == [False, False]
 

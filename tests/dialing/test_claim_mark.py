@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bitel.dialing.claim_mark import ClaimMark
+from bitel.dialing.lease_keeper import ClaimMark
 
 OLD, NEW = "0" * 31 + "1", "0" * 31 + "2"
 

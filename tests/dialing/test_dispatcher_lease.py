@@ -92,8 +92,8 @@ async def test_a_worker_whose_carrier_is_down_is_alive_and_not_up(
 
     async def state() -> tuple[float, bool]:
         def look(conn: Any) -> tuple[float, bool]:
-            up = leases.dialers_up(conn, play.clock(), 15.0)
-            return leases.holder(conn, "main").seen_at, up["main"]
+            states = leases.dialer_states(conn, play.clock(), 15.0)
+            return leases.holder(conn, "main").seen_at, states["main"].up
 
         return await play.database.read(look)
 

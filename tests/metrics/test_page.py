@@ -42,6 +42,8 @@ def dialer() -> DialerFigures:
         is_paused=True,
         channels=3,
         max_channels=100,
+        channels_share=50,
+        has_lease=True,
         figures=Figures(9, 5, Counter({Outcome.ANSWERED: 5, Outcome.BUSY: 1})),
         invites=11,
         signs=frozenset({"late packets"}),
@@ -256,7 +258,7 @@ async def test_a_page_is_a_handful_of_statements(
     sources = Sources(sqlite_database, ["a", "b"], clock, LoopLag(), Pauses())
     await Page(sources)()
     selects = [each for each in statements if each.startswith("SELECT")]
-    assert len(selects) == 4  # two queues, the events, the dialers
+    assert len(selects) == 5  # two queues, the events, the dialers, their workers
 
 
 async def test_a_step_of_the_system_clock_is_shown(sources: Sources) -> None:

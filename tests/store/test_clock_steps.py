@@ -87,7 +87,8 @@ def test_a_heartbeat(stepped: Stepped) -> None:
     world.do(lambda conn: leases.renew(conn, lease, world.clock()))
 
     def up() -> bool:
-        return world.do(lambda conn: leases.dialers_up(conn, world.clock(), 15.0))["main"]
+        states = world.do(lambda conn: leases.dialer_states(conn, world.clock(), 15.0))
+        return states["main"].up
 
     stepped.waits(15.0 * EARLY)
     assert up()

@@ -46,6 +46,11 @@ def test_only_the_last_worker_can_renew(world: World) -> None:
 in_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
+def up(world: World) -> dict[str, bool]:
+    states = world.do(lambda conn: leases.dialer_states(conn, world.clock(), within=15))
+    return {dialer_id: state.up for dialer_id, state in states.items()}
+
+
 def only(world: World) -> Worker:
     """The only worker of the dialer."""
     (found,) = world.do(lambda conn: leases.workers(conn, "main"))
@@ -96,7 +101,7 @@ def test_the_row_of_the_dialer_names_a_worker_while_there_is_one(world: World) -
     assert holder()[:3] == (2, "b", THERE)
     world.do(lambda conn: leases.release(conn, second))
     assert holder()[:3] == (2, "b", None)
-    assert world.do(lambda conn: leases.dialers_up(conn, world.clock(), 15)) == {"main": False}
+    assert not up(world)["main"]
 
 
 @in_postgresql
@@ -147,22 +152,19 @@ def test_a_dialer_without_a_carrier_is_not_up_though_its_worker_lives(world: Wor
     lease = world.take_over()
     now = world.clock.advance(60)
     assert world.do(lambda conn: leases.renew(conn, lease, now, WorkerState(up=False)))
-    assert world.do(lambda conn: leases.dialers_up(conn, now, 15)) == {"main": False}
+    assert not up(world)["main"]
     assert only(world).seen_at == now
 
 
 def test_a_dialer_is_up_while_its_worker_renews(world: World) -> None:
-    def up() -> dict[str, bool]:
-        return world.do(lambda conn: leases.dialers_up(conn, world.clock(), within=15))
-
-    assert up() == {}
+    assert up(world) == {}
     lease = world.take_over()
     world.clock.advance(15)
-    assert up() == {"main": True}
+    assert up(world) == {"main": True}
     world.clock.advance(0.5)
-    assert up() == {"main": False}
+    assert up(world) == {"main": False}
     world.do(lambda conn: leases.renew(conn, lease, world.clock()))
-    assert up() == {"main": True}
+    assert up(world) == {"main": True}
 
 
 def test_an_attempt_nobody_had_answered_is_dialled_again_once_it_can_ring_no_more(

@@ -176,7 +176,10 @@ class UploadAnswer(RecordingAnswer):
 class ServerAnswer(BaseModel):
     """A dialer that a client may name as `serverId`."""
 
-    model_config = _example(id="main", up=True, paused=None)
+    model_config = _example(
+        id="main", up=True, paused=None, workers=2, channels=37, callsPerSecond=4.8, lateMs=0.4,
+        since=1794134400,
+    )  # fmt: skip
 
     id: str
     up: Annotated[
@@ -188,6 +191,17 @@ class ServerAnswer(BaseModel):
     paused: Annotated[
         str | None,
         Field(description="Why its calls wait although its trunk answers; null while it calls."),
+    ]
+    workers: Annotated[
+        int, Field(description="Processes that dial for it, seen in the last 15 seconds.")
+    ]
+    channels: Annotated[int, Field(description="Channels in use, of all of its workers.")]
+    callsPerSecond: Annotated[float, Field(description="Calls begun a second, on average.")]
+    lateMs: Annotated[
+        float, Field(description="How late packets of audio leave the latest of its workers.")
+    ]
+    since: Annotated[
+        int | None, Field(description="Since when the oldest of its workers runs; null: none does.")
     ]
 
 

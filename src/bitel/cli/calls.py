@@ -258,10 +258,11 @@ def trace(call_id: common.Id, full: common.Full = False, config: common.Config =
     from bitel import settings
     from bitel.dialer import sip_trace
 
-    folder = _traces_folder(settings.load(config).data_dir)
-    entries = sip_trace.read(folder, call_id)
+    data_dir = settings.load(config).data_dir
+    folders = _trace_folders(data_dir)
+    entries = [entry for folder in folders for entry in sip_trace.read(folder, call_id)]
     if not entries:
-        raise NotFoundError(f"no trace of a call {call_id!r} is kept in {folder}")
+        raise NotFoundError(f"no trace of a call {call_id!r} is kept in {data_dir / 'traces'}")
     for entry in entries:
         if isinstance(entry, str):
             typer.echo(entry)
@@ -269,8 +270,9 @@ def trace(call_id: common.Id, full: common.Full = False, config: common.Config =
             typer.echo(sip_trace.in_full(entry) if full else sip_trace.arrow(entry))
 
 
-def _traces_folder(data_dir: Path) -> Path:
-    return data_dir / "traces"
+def _trace_folders(data_dir: Path) -> list[Path]:
+    """The folders of all workers of this machine."""
+    return sorted(data_dir.glob("traces*"))
 
 
 def erase(
@@ -309,7 +311,8 @@ def erase(
             database.write_now(partial(retention.erase_calls, project_id=found.id, ids=some))
         database.write_now(lambda conn: retention.forget_number(conn, found.id, e164))
         recipients = _erase_from_lists(database, found.id, e164, settings)
-        traces = sip_trace.erase(_traces_folder(settings.data_dir), set(ids))
+        folders = _trace_folders(settings.data_dir)
+        traces = sum(sip_trace.erase(folder, set(ids)) for folder in folders)
     in_lists = f", and from {recipients} rows of lists" if recipients else ""
     typer.echo(f"erased from {len(ids)} calls and the traces of {traces} attempts{in_lists}")
 

@@ -21,6 +21,7 @@ from bitel.cli import (
     trial,
     voices,
     webhooks,
+    workers,
 )
 from bitel.errors import BitelError
 
@@ -56,6 +57,8 @@ app.command("erase")(calls.erase)
 app.command("dial")(trial.dial)
 app.command("check-config")(service.check_config)
 app.command("servers")(service.servers)
+app.command("workers")(workers.workers)
+app.command("drain")(workers.drain)
 app.command("trace")(calls.trace)
 
 

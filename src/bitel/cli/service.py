@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import os
 import signal
@@ -13,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from bitel.cli import common
-from bitel.errors import BitelError, ConflictError, NotFoundError
+from bitel.errors import BitelError, ConflictError, NotFoundError, SettingsError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -101,10 +102,17 @@ def serve(
             "--take-over", help="Take the dialers from a process that runs them, without waiting."
         ),
     ] = False,
+    workers: Annotated[
+        int, Option(help="With --only dialer: processes that dial on this machine.", min=1, max=64)
+    ] = 1,
+    slot: Annotated[str, Option(hidden=True)] = "1/1",
+    ready_fd: Annotated[int, Option(hidden=True)] = -1,
 ) -> None:
     """Run the service in the foreground, until SIGTERM lets its calls finish."""
     if take_over and only is Only.API:
         raise typer.BadParameter("--only api runs no dialer that could be taken over")
+    if workers > 1 and only is not Only.DIALER:
+        raise typer.BadParameter("--workers is for `serve --only dialer`")
     # SIGHUP must not end the process before the service has installed its handler.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     import structlog
@@ -115,12 +123,25 @@ def serve(
 
     loaded = settings.load(config)
     logging.configure(loaded.log_level, loaded.log_json)
+    place = settings.WorkerSlot.parse(slot)
+    if workers > 1:
+        _check_workers(workers, loaded)
+        arguments = [f"--config={config}"] if config is not None else []
+        supervisor = service.Supervisor(workers, arguments + ["--take-over"] * take_over)
+        raise typer.Exit(asyncio.run(supervisor.run()))
+    if place.of > 1:
+        service.end_with_parent()
     if unknown := settings.unknown_variables():
         structlog.get_logger(__name__).warning("unknown_variables", names=", ".join(unknown))
     try:
         uvloop.run(
             service.serve(
-                loaded, only.value if only else "all", take_over, lambda: settings.load(config)
+                settings.settings_of(place, loaded),
+                only.value if only else "all",
+                take_over,
+                lambda: settings.settings_of(place, settings.load(config)),
+                place,
+                ready_fd,
             )
         )
     except BitelError as fault:
@@ -128,6 +149,19 @@ def serve(
             raise
         structlog.get_logger(__name__).error("service_failed", fault=str(fault))
         raise typer.Exit(1) from None
+
+
+def _check_workers(workers: int, settings: Settings) -> None:
+    """Raise SettingsError where so many workers can't run with these settings."""
+    from bitel.settings import WorkerSlot, settings_of
+    from bitel.store import engines
+
+    if engines.is_sqlite(engines.parse_url(settings.effective_database_url)):
+        raise SettingsError(
+            "--workers needs a database that processes can share: set database_url to a PostgreSQL"
+        )
+    for number in range(1, workers + 1):
+        settings_of(WorkerSlot(number, workers), settings)
 
 
 def check_config(config: Annotated[Path | None, Option(help="The settings file.")] = None) -> None:

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from bitel.dialing.limit_shares import LimitShares, Rate
+from bitel.dialing.limit_shares import LimitShares
 from bitel.domain.limit_shares import Demand
 from bitel.store.worker_shares import Need
+from bitel.token_bucket import Rate
 
 FORGOTTEN_AFTER: Final = 10.0
 """Seconds after which a campaign that has no calls due gives up its shares."""

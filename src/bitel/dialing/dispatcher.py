@@ -26,10 +26,9 @@ from sqlalchemy import Connection
 from bitel.dialing.attempt_writer import AttemptWriter, apply_journal
 from bitel.dialing.backpressure import Backpressure, LoadSample
 from bitel.dialing.campaign_pace import CampaignPace
-from bitel.dialing.claim_mark import ClaimMark
 from bitel.dialing.dialer import Dialer
 from bitel.dialing.journal import Journal
-from bitel.dialing.lease_keeper import LeaseKeeper
+from bitel.dialing.lease_keeper import ClaimMark, LeaseKeeper
 from bitel.dialing.limit_shares import Limits, LimitShares, Usage
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
@@ -40,11 +39,20 @@ from bitel.domain.retry import Finish, Requeue, decide
 from bitel.domain.webhooks import CALL_ANSWERED, CALL_RINGING
 from bitel.errors import UnavailableError
 from bitel.steady_clock import boot_clock
-from bitel.store import claims, leases, pausing, recovery, settling, worker_shares
+from bitel.store import (
+    claims,
+    leases,
+    number_exclusion,
+    pausing,
+    recovery,
+    settling,
+    worker_shares,
+)
 from bitel.store.campaign_schedules import Page
 from bitel.store.claims import Claim, Room
 from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, Slot, WorkerState
+from bitel.store.number_exclusion import Occupied
 from bitel.store.pausing import InForce
 from bitel.store.recovery import FormerWorker, Recovered
 from bitel.store.settling import Settlement
@@ -213,6 +221,11 @@ class Dispatcher:
     def max_channels(self) -> int:
         """The number of channels."""
         return self._limits.max_channels
+
+    @property
+    def channels_share(self) -> int:
+        """The channels of this worker, of those of all workers."""
+        return self._shares.channels + self._shares.otp_channels
 
     @property
     def _limits(self) -> Limits:
@@ -455,7 +468,10 @@ class Dispatcher:
             return min(wait, _POLL)
         free = self._shares.channels + self._shares.otp_channels - len(self._running)
         self._is_hungry = free <= 0
-        if free <= 0 or not self._dialer.up or not self._lease_keeper.is_valid:
+        if free <= 0:
+            self._note_pause(await self._database.read(self._paused_by))
+            return _POLL
+        if not self._dialer.up or not self._lease_keeper.is_valid:
             return _POLL
         if self._dialer.probing:
             free = min(free, 1)
@@ -472,7 +488,7 @@ class Dispatcher:
                     claims.next_due(
                         conn, self.dialer_id, self._clock(), lanes, self._ahead(), self._due_page
                     ),
-                    pausing.in_force(conn, self.dialer_id),
+                    self._paused_by(conn),
                 )
             )
             self._failing_since = None
@@ -512,6 +528,9 @@ class Dispatcher:
             self._last_campaign.move_to_end(claim.project_id)
             if len(self._last_campaign) > MOST_PROJECTS:
                 self._last_campaign.popitem(last=False)
+
+    def _paused_by(self, conn: Connection) -> InForce:
+        return pausing.in_force(conn, self.dialer_id)
 
     def _note_pause(self, paused: InForce) -> None:
         if paused.reason != self._paused.reason:
@@ -753,29 +772,30 @@ class Dispatcher:
         now = self._monotonic()
         if now - self._shared_at < _SHARE and not self._campaign_pace.has_new:
             return
+        self._shared_at = now
+        if not self._shares.is_shared:
+            self._shares.occupied = await self._database.read(self._occupied)
+            return
         shares, pace = self._shares, self._campaign_pace
         is_able = self._dialer.up and not self._draining and self._lease_keeper.is_valid
         usage = Usage(len(self._running), self._otp_running, self._is_hungry, is_able)
         needs = {**shares.needs(usage), **pace.needs(is_able=is_able)}
 
         def work(conn: Connection) -> dict[str, int] | None:
-            shares.occupied = worker_shares.occupied(conn, self.dialer_id, self._clock())
+            shares.occupied = self._occupied(conn)
             taken = {**shares.taken(), **pace.taken()}
             return worker_shares.update(conn, self._lease, needs, taken)
 
-        if not shares.is_shared:
-            shares.occupied = await self._database.read(
-                lambda conn: worker_shares.occupied(conn, self.dialer_id, self._clock())
-            )
-        else:
-            try:
-                usable = await self._database.write(work)
-            except BaseException:
-                # It may have been written, with less than what this worker had.
-                shares.apply({})
-                raise
-            shares.apply(usable or {})
-        self._shared_at = now
+        try:
+            usable = await self._database.write(work)
+        except BaseException:
+            # It may have been written, with less than what this worker had.
+            shares.apply({})
+            raise
+        shares.apply(usable or {})
+
+    def _occupied(self, conn: Connection) -> Occupied:
+        return number_exclusion.occupied(conn, self.dialer_id, self._clock())
 
     def _abandon_unanswered(self) -> None:
         """End the attempts that are not answered: other workers may make their calls."""

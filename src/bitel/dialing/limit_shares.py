@@ -5,25 +5,17 @@ each limit is a resource of which every worker has a share: see `bitel.domain.li
 dispatcher reports what it uses and wants a few times a second, between its claims, so that what it
 uses never exceeds what it has.
 
-Calls that may begin in a second are counted in whole places: a rate of 2.5 is three places, each of
-which is worth 2.5 / 3 calls a second.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from bitel.domain.limit_shares import Demand
-from bitel.store.worker_shares import Need, Occupied
-from bitel.token_bucket import SlidingWindow, TokenBucket
-
-BURST_SECONDS: Final = 0.1
-"""Burst of a rate: calls of so many seconds may start at once after a pause, and at least one."""
-
-NO_CALLS: Final = Occupied(0, {})
+from bitel.store.number_exclusion import Occupied
+from bitel.store.worker_shares import Need
+from bitel.token_bucket import Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,54 +47,6 @@ class Usage:
     """It may begin calls: it is not stopping, and reaches a carrier."""
 
 
-class Rate:
-    """A rate limit in whole places, of which a worker may have a share."""
-
-    def __init__(self, per_second: float, now: float) -> None:
-        self.per_second = per_second
-        self._window = SlidingWindow()
-        self._bucket = TokenBucket(per_second, _burst(per_second), now)
-
-    @property
-    def places(self) -> int:
-        """Calls that all workers together may begin in a second."""
-        return math.ceil(self.per_second)
-
-    def used(self, now: float) -> int:
-        """Calls begun in the last second."""
-        return self._window.count(now)
-
-    def room(self, now: float, places: int | None) -> int:
-        """How many calls may begin now. `places`: the share; None: the whole rate."""
-        whole = places is None or places >= self.places
-        share = self.places if places is None else min(places, self.places)
-        per_second = self.per_second * share / self.places
-        self._bucket.per_second = per_second
-        # The window bounds what may begin, so a share may have the burst of a whole rate.
-        self._bucket.burst = _burst(self.per_second)
-        available = int(min(self._bucket.available(now), self._bucket.burst))
-        most = math.floor(self.per_second) + 1 if whole else share
-        return max(0, min(available, most - self._window.count(now)))
-
-    def take(self, now: float, count: int = 1) -> None:
-        """Count calls that begin."""
-        self._window.add(now, count)
-        self._bucket.take(now, count)
-
-    def wait(self) -> float:
-        """Seconds until about when the next call may begin."""
-        return self._bucket.wait() if self._bucket.per_second > 0 else math.inf
-
-    def is_full(self, now: float) -> bool:
-        """Whether nothing has begun for so long that a new `Rate` would allow the same."""
-        is_unused = not self._window.count(now)
-        return is_unused and self._bucket.available(now) >= self._bucket.burst
-
-
-def _burst(per_second: float) -> float:
-    return max(1.0, per_second * BURST_SECONDS)
-
-
 class LimitShares:
     """The limits of one worker; `is_shared` if others may serve the same dialer.
 
@@ -114,7 +58,7 @@ class LimitShares:
     ) -> None:
         self.limits = limits
         self.is_shared = is_shared
-        self.occupied = NO_CALLS
+        self.occupied = Occupied()
         """Calls whose worker is gone: their channels count as in use."""
         self.rate = Rate(limits.calls_per_second, monotonic())
         self._monotonic = monotonic

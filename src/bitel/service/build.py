@@ -24,9 +24,9 @@ from bitel.dialer.config import sip_trunk_config
 from bitel.dialer.playlist import Playlists
 from bitel.dialer.sip_dialer import SipTrunkDialer, packets_late
 from bitel.dialing.backpressure import LoadSample
-from bitel.dialing.claim_mark import ClaimMark
 from bitel.dialing.dispatcher import Dispatcher
 from bitel.dialing.journal import Journal
+from bitel.dialing.lease_keeper import ClaimMark
 from bitel.dialing.limit_shares import Limits
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.standby import Standby
@@ -40,7 +40,7 @@ from bitel.observability.event_loop import LoopLag
 from bitel.recordings.storage import VoiceStore
 from bitel.service.dialer_worker import DialerWorker
 from bitel.service.shutdown import CLOSING_TIMEOUT, Shutdown
-from bitel.settings import DialerSettings, Settings
+from bitel.settings import DialerSettings, Settings, WorkerSlot
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
 from bitel.speech.renderer import TextRenderer
@@ -62,6 +62,8 @@ class Resources:
     voices: VoiceStore
     speech: SpeechLibrary
     playlists: Playlists
+    worker: str
+    """The name of this process, as in `bitel workers`."""
 
 
 @contextlib.asynccontextmanager
@@ -98,7 +100,8 @@ async def open_resources(settings: Settings, shutdown: Shutdown) -> AsyncIterato
             voices, speech, lambda id_: database.read(functools.partial(_duration, id_=id_))
         )
         try:
-            yield Resources(settings, clock, database, voices, speech, playlists)
+            worker = f"{socket.gethostname()}-{os.getpid()}-{new_id(clock())[-6:]}"
+            yield Resources(settings, clock, database, voices, speech, playlists, worker)
         finally:
             await shutdown.step("speech", speech.close)
     finally:
@@ -115,6 +118,7 @@ def _duration(conn: Connection, id_: str) -> float | None:
 
 def build_dialer(
     dialer: DialerSettings,
+    slot: WorkerSlot,
     resources: Resources,
     observer: CallObserver,
     on_settled: Callable[[], None],
@@ -128,6 +132,7 @@ def build_dialer(
     worker to stop.
     """
     settings, clock, database = resources.settings, resources.clock, resources.database
+    name = f"{dialer.id}{slot.suffix}"
     recording_faults = RecordingFaults(dialer.id, time.monotonic)
     trunk = SipTrunkDialer(
         sip_trunk_config(dialer, settings.region),
@@ -143,7 +148,7 @@ def build_dialer(
 
     dispatcher = Dispatcher(
         dialer.id,
-        worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(clock())[-6:]}",
+        worker=resources.worker,
         dialer=trunk,
         limits=dispatch_limits(dialer),
         database=database,
@@ -154,14 +159,17 @@ def build_dialer(
         load=load,
         recording_faults=recording_faults,
         journal=Journal(
-            settings.data_dir / f"unsettled-{dialer.id}.journal", capacity=dialer.max_channels
+            settings.data_dir / f"unsettled-{name}.journal",
+            capacity=dialer.max_channels,
         ),
-        mark=ClaimMark(settings.data_dir / f"dialer-{dialer.id}.mark"),
+        mark=ClaimMark(settings.data_dir / f"dialer-{name}.mark"),
         late_ms=lambda: packets_late(trunk.streamer.stats()),
         on_drain=on_drain,
     )
     trunk.confirm_lease, trunk.has_lease = dispatcher.confirm_lease, dispatcher.has_lease
-    standby = Standby(dialer.id, dispatcher.worker, database, settings.data_dir, clock)
+    standby = Standby(
+        dialer.id, dispatcher.worker, database, settings.data_dir, clock, number=slot.number
+    )
     return DialerWorker(trunk, dispatcher, standby, settings.drain_timeout, shutdown)
 
 
@@ -184,6 +192,8 @@ def dialer_source(worker: DialerWorker) -> DialerSource:
         is_paused=bool(trunk.paused_reason),
         channels=dispatcher.running,
         max_channels=dispatcher.max_channels,
+        channels_share=dispatcher.channels_share,
+        has_lease=not worker.in_standby and dispatcher.has_lease(),
         figures=dispatcher.figures,
         invites=trunk.invites,
         signs=dispatcher.pressure.signs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -37,7 +38,7 @@ from bitel.service.dialer_worker import DialerWorker
 from bitel.service.http_server import serving
 from bitel.service.reloading import plan_reload
 from bitel.service.shutdown import Shutdown
-from bitel.settings import Settings, split_address
+from bitel.settings import ONLY_WORKER, Settings, WorkerSlot, split_address
 from bitel.supervision import background
 from bitel.webhooks.deliverer import Deliverer
 
@@ -93,6 +94,8 @@ async def serve(
     role: Role = "all",
     take_over: bool = False,
     read_again: Callable[[], Settings] | None = None,
+    slot: WorkerSlot = ONLY_WORKER,
+    ready_fd: int = -1,
 ) -> None:
     """Run the service until SIGTERM or SIGINT, then drain it.
 
@@ -101,6 +104,8 @@ async def serve(
     Args:
         take_over: take the dialers from workers that are alive, instead of waiting for their end.
         read_again: reads the settings on SIGHUP and may raise BitelError; None: SIGHUP is ignored.
+        slot: the place of this process among the dialers of its machine.
+        ready_fd: a pipe to which a byte is written once the service is ready; -1: none.
 
     Raises BitelError if the service can't start, if another worker took over one of its dialers, or
     if results of calls could not be stored.
@@ -118,10 +123,12 @@ async def serve(
         loop.add_signal_handler(number, end)
     # Before the start, since SIGHUP ends a process by default.
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    async with running(settings, role, stop, shutdown, take_over) as service:
+    async with running(settings, role, stop, shutdown, take_over, slot) as service:
         if not settings.dialers:
             log.warning("no_dialers", hint="no call can be placed without a [[dialers]] section")
         log.info("ready", **_addresses(service, settings))
+        if ready_fd >= 0:
+            os.write(ready_fd, b".")
         disable_collector()
         sys.setswitchinterval(SWITCH_INTERVAL)
         reloading = asyncio.create_task(_reload(service, settings, read_again, reload))
@@ -168,6 +175,7 @@ async def running(
     stop: asyncio.Event | None = None,
     shutdown: Shutdown | None = None,
     take_over: bool = False,
+    slot: WorkerSlot = ONLY_WORKER,
 ) -> AsyncIterator[Running]:
     """Run the service inside the block, and drain it at the end; `stop` is set if it must end."""
     stop = stop or asyncio.Event()
@@ -198,7 +206,7 @@ async def running(
         if role != "api":
             keep = settings.traces
             traces = TraceStore(
-                settings.data_dir / "traces",
+                settings.data_dir / f"traces{slot.suffix}",
                 Keep(keep.calls, keep.errors, keep.megabytes * 1024 * 1024, keep.days),
             )
             close_traces = functools.partial(asyncio.to_thread, traces.close)
@@ -206,7 +214,7 @@ async def running(
             on_settled = deliverer.wake if has_api else lambda: None
             for dialer in settings.dialers:
                 worker = build.build_dialer(
-                    dialer, resources, traces, on_settled, lag, shutdown, stop.set
+                    dialer, slot, resources, traces, on_settled, lag, shutdown, stop.set
                 )
                 sources.dialers.append(build.dialer_source(worker))
                 await start(_dialing(worker, stop, take_over))

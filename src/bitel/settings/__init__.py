@@ -25,10 +25,12 @@ from bitel.settings.sections import (
     TraceSettings,
 )
 from bitel.settings.values import split_address, split_public_address
+from bitel.settings.worker_slots import ONLY_WORKER, WorkerSlot, settings_of
 
 __all__ = [
     "CONFIG_VARIABLE",
     "DEFAULT_FILE",
+    "ONLY_WORKER",
     "DialerSettings",
     "HttpSettings",
     "LimitSettings",
@@ -38,8 +40,10 @@ __all__ = [
     "S3Settings",
     "Settings",
     "TraceSettings",
+    "WorkerSlot",
     "load",
     "settings_file",
+    "settings_of",
     "split_address",
     "split_public_address",
     "unknown_variables",

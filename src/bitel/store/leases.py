@@ -395,15 +395,42 @@ def paused_reasons(conn: Connection) -> dict[str, str]:
     return {row.id: row.paused_reason for row in rows}
 
 
-def dialers_up(conn: Connection, now: float, within: float) -> dict[str, bool]:
-    """Whether each dialer that ever ran can place calls.
+@dataclass(frozen=True, slots=True)
+class DialerState:
+    """What the live workers of a dialer report, all together."""
 
-    It can if one of its workers was alive in the last `within` seconds and reached a carrier then.
+    up: bool = False
+    """One of them reaches a carrier."""
+    workers: int = 0
+    channels: int = 0
+    """In use."""
+    calls_per_second: float = 0.0
+    """Begun, on average."""
+    late_ms: float = 0.0
+    """The worst lateness of RTP packets in milliseconds."""
+    since: float | None = None
+    """When the oldest of them began, in Unix seconds."""
+
+
+def dialer_states(conn: Connection, now: float, within: float) -> dict[str, DialerState]:
+    """The state of each dialer that ever ran.
+
+    Workers count that were alive in the last `within` seconds.
     """
-    found = {
-        row.id: row.up and row.seen_at >= now - within
-        for row in conn.execute(select(dialer.c.id, dialer.c.seen_at, dialer.c.up))
-    }
+    # A worker of the version before this one is only in the dialer's row.
+    rows = conn.execute(select(dialer.c.id, dialer.c.seen_at, dialer.c.up))
+    states = {row.id: DialerState(row.up and row.seen_at >= now - within) for row in rows}
+    alive: dict[str, list[Worker]] = {}
     for each in all_workers(conn):
-        found[each.dialer_id] |= each.up and each.seen_at >= now - within
-    return found
+        if each.seen_at >= now - within:
+            alive.setdefault(each.dialer_id, []).append(each)
+    for dialer_id, found in alive.items():
+        states[dialer_id] = DialerState(
+            any(each.up for each in found),
+            len(found),
+            sum(each.channels for each in found),
+            sum(each.calls_per_second for each in found),
+            max(each.late_ms for each in found),
+            min(each.started_at for each in found),
+        )
+    return states

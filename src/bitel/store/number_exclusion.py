@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -118,6 +119,31 @@ def mark_may_ring(conn: Connection, until: Iterable[tuple[str, float]]) -> None:
 def forget_may_ring(conn: Connection, now: float, limit: int) -> None:
     """Remove up to `limit` of the marks whose time is over."""
     _UNMARK.run(conn, {"now": now, "most": limit})
+
+
+class Occupied(NamedTuple):
+    """Channels of calls whose worker is gone, but which may still ring or be connected."""
+
+    channels: int = 0
+    by_campaign: Mapping[str, int] = MappingProxyType({})
+
+
+_OCCUPIED: Final = Statement(
+    sa.select(call.c.campaign_id, sa.func.count().label("channels"))
+    .where(
+        may_ring,
+        call.c.may_ring_until > _now,
+        call.c.dialer_id == sa.bindparam("dialer_id"),
+    )
+    .group_by(call.c.campaign_id)
+)
+
+
+def occupied(conn: Connection, dialer_id: str, now: float) -> Occupied:
+    """The channels that count as in use although no worker has their calls."""
+    rows = _OCCUPIED.rows(conn, {"dialer_id": dialer_id, "now": now})
+    of_campaigns = {row.campaign_id: row.channels for row in rows if row.campaign_id is not None}
+    return Occupied(sum(row.channels for row in rows), of_campaigns)
 
 
 _numbers = values_parameter("numbers", call.c.project_id, call.c.e164)

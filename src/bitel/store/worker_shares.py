@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from bitel.domain.limit_shares import Demand, Share, next_share
 from bitel.store import leases
 from bitel.store.leases import Lease
-from bitel.store.schema import call, may_ring, worker_share
+from bitel.store.schema import worker_share
 from bitel.store.sql_batch import Statement, insert_rows, update_each, values_parameter
 
 
@@ -25,31 +25,6 @@ class Need(NamedTuple):
     limit: int
     """The places of all workers together, as this worker's settings say."""
     demand: Demand
-
-
-class Occupied(NamedTuple):
-    """Channels of calls whose worker is gone, but which may still ring or be connected."""
-
-    channels: int
-    by_campaign: Mapping[str, int]
-
-
-_OCCUPIED: Final = Statement(
-    sa.select(call.c.campaign_id, sa.func.count().label("channels"))
-    .where(
-        may_ring,
-        call.c.may_ring_until > sa.bindparam("now", type_=sa.Double()),
-        call.c.dialer_id == sa.bindparam("dialer_id"),
-    )
-    .group_by(call.c.campaign_id)
-)
-
-
-def occupied(conn: Connection, dialer_id: str, now: float) -> Occupied:
-    """The channels that count as in use although no worker has their calls."""
-    rows = _OCCUPIED.rows(conn, {"dialer_id": dialer_id, "now": now})
-    of_campaigns = {row.campaign_id: row.channels for row in rows if row.campaign_id is not None}
-    return Occupied(sum(row.channels for row in rows), of_campaigns)
 
 
 _SHARES: Final = Statement(

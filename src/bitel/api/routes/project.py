@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter
 from sqlalchemy import Connection
@@ -14,7 +14,9 @@ from bitel.api.dependencies import Owner, services_of
 from bitel.api.openapi import described
 from bitel.api.placement import dialers_of
 from bitel.api.responses import AccountAnswer, ServerAnswer, success
+from bitel.domain.call_json import DateOf
 from bitel.store import leases, pausing
+from bitel.store.leases import DialerState
 
 SEEN_WITHIN: Final = 15.0
 """Maximum seconds since the last heartbeat of a dialer that counts as up."""
@@ -29,11 +31,14 @@ async def servers(request: Request, project: Owner) -> Response:
     context = services_of(request).context
     now = context.clock()
     usable = dialers_of(context.settings, project)
-    up, paused = await context.database.read(
-        lambda conn: (leases.dialers_up(conn, now, SEEN_WITHIN), _paused(conn, usable))
+    states, paused = await context.database.read(
+        lambda conn: (leases.dialer_states(conn, now, SEEN_WITHIN), _paused(conn, usable))
     )
     return success(
-        [{"id": each, "up": up.get(each, False), "paused": paused.get(each)} for each in usable]
+        [
+            _server(each, states.get(each, DialerState()), paused.get(each), context.date)
+            for each in usable
+        ]
     )
 
 
@@ -48,6 +53,19 @@ async def account(request: Request, project: Owner) -> Response:
             "currency": services_of(request).context.settings.currency,
         }
     )
+
+
+def _server(dialer_id: str, state: DialerState, paused: str | None, date: DateOf) -> dict[str, Any]:
+    return {
+        "id": dialer_id,
+        "up": state.up,
+        "paused": paused,
+        "workers": state.workers,
+        "channels": state.channels,
+        "callsPerSecond": round(state.calls_per_second, 2),
+        "lateMs": round(state.late_ms, 1),
+        "since": None if state.since is None else int(date(state.since)),
+    }
 
 
 def _paused(conn: Connection, dialers: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.dialing.limit_shares import Rate
+from bitel.token_bucket import Rate
 
 STEPS = st.lists(st.tuples(st.floats(0.0, 0.4), st.integers(1, 50)), min_size=1, max_size=150)
 
