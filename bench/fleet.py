@@ -238,8 +238,8 @@ def results(started: Sequence[subprocess.Popen[str]]) -> list[dict[str, Any]]:
 
 def statistics(url: str) -> tuple[int, int]:
     """Transactions committed in the database, and the position of the WAL in bytes."""
+    time.sleep(1.2)  # a backend reports its transactions once a second
     with psycopg.connect(plain(url), autocommit=True) as connection:
-        connection.execute("SELECT pg_stat_force_next_flush()")
         row = connection.execute(
             "SELECT xact_commit, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') "
             "FROM pg_stat_database WHERE datname = current_database()"
@@ -264,8 +264,9 @@ def run_fleet(url: str, workers: int, calls: int) -> Run:
             campaign_id = place(database, template, calls)
             while database.read_now(lambda conn: unfinished(conn, campaign_id)):
                 time.sleep(0.05)
-            seconds, after = time.monotonic() - begun, statistics(url)
+            seconds = time.monotonic() - begun
             done = results(started)
+            after = statistics(url)
     return Run(
         workers, seconds, calls, after[0] - before[0], after[1] - before[1],
         [each["calls"] for each in done], sum(each["cpu"] for each in done),

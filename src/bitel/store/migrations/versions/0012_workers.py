@@ -48,4 +48,7 @@ def upgrade() -> None:
         sa.Column("held", sa.Integer(), nullable=False),
         sa.Column("is_able", sa.Boolean(), nullable=False),
     )
+    may_ring = sa.text("may_ring_until IS NOT NULL")
+    op.create_index("ix_call_may_ring_number", "call", ["e164", "project_id", "may_ring_until"],
+                    sqlite_where=may_ring, postgresql_where=may_ring)
     op.create_index("ix_worker_share_worker", "worker_share", ["dialer_id", "epoch"])
