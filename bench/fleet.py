@@ -6,9 +6,9 @@ all of its calls are over, with 1, 2, 4 and 8 workers. The server's statistics s
 transactions and how many bytes of WAL a call took, and the kernel how much CPU.
 
 Beside it, on the same server: a bare loop of SELECT ... FOR UPDATE SKIP LOCKED over a table of jobs
-with three states, whose batches are as large as makes as many transactions a job; and the jobs of
-procrastinate, which take three transactions each (defer, fetch, finish), as a call takes four steps
-(place, claim, answer, settle).
+with three states, with a transaction for each step of a job, as a call has them (place, claim,
+answer, settle); the same loop in batches, with as few transactions a job as ours; and the jobs of
+procrastinate, which take three transactions each (defer, fetch, finish).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import IO, Any, Final
 
+import psutil
 import psycopg
 import structlog
 from sqlalchemy import select
@@ -85,6 +86,8 @@ class Run:
     """Calls of each worker."""
     cpu_seconds: float
     """Of the workers."""
+    server_seconds: float = 0.0
+    """CPU of the server's processes."""
 
     @property
     def rate(self) -> float:
@@ -102,18 +105,22 @@ def measure(given: argparse.Namespace) -> Result:
         best = max(runs, key=lambda run: run.rate)
         # As many transactions: a batch takes three.
         batch = max(1, round(3 * best.calls / max(1, best.transactions)))
-        bare = run_bare(url, best.workers, given.calls * 2, batch)
-        report.say(f"bare loop in batches of {batch}: {bare.rate:.0f} jobs/s")
+        bare = run_bare(url, best.workers, given.calls, 1)
+        report.say(f"bare loop: {bare.rate:.0f} jobs/s")
+        batched = run_bare(url, best.workers, given.calls * 2, batch)
+        report.say(f"bare loop in batches of {batch}: {batched.rate:.0f} jobs/s")
         jobs = run_procrastinate(url, given.jobs)
     rows = [row for run in runs for row in of_run(run, runs[0])]
-    rows.append(
+    rows += [
         Row("calls a second, all four steps", best.rate, "1/s", bare.rate, "bare SKIP LOCKED loop",
-            at_least(0.5, "ratio"))
-    )  # fmt: skip
+            at_least(0.5, "ratio")),
+        Row("calls a second, all four steps", best.rate, "1/s", batched.rate, "it, in batches"),
+    ]  # fmt: skip
     notes = [
         f"{given.calls:,} calls a run; each lasts {TALK:g} s; {CHANNELS} channels.",
-        f"The bare loop takes {bare.transactions / bare.calls:.3f} transactions a job, "
-        f"the best run {best.transactions / best.calls:.3f} a call.",
+        f"The bare loop takes {bare.transactions / bare.calls:.1f} transactions a job, in batches "
+        f"of {batch} {batched.transactions / batched.calls:.3f}, and the best run "
+        f"{best.transactions / best.calls:.3f} a call.",
     ]
     if jobs is None:
         notes.append("procrastinate is not installed.")
@@ -129,9 +136,10 @@ def of_run(run: Run, first: Run) -> Iterator[Row]:
     """Yields the figures of a run, beside those of one worker."""
     name = f"{run.workers} workers" if run.workers > 1 else "1 worker"
     yield Row(f"{name}: calls a second", run.rate, "1/s", first.rate, "1 worker")
-    cost, before = run.cpu_seconds / run.calls, first.cpu_seconds / first.calls
-    yield Row(f"{name}: CPU of workers a call", cost * 1e6, "µs", before * 1e6, "1 worker",
+    cost, before = ((each.cpu_seconds + each.server_seconds) / each.calls for each in (run, first))
+    yield Row(f"{name}: CPU a call, with the server", cost * 1e6, "µs", before * 1e6, "1 worker",
               at_most(1.2, "ratio"))  # fmt: skip
+    yield Row(f"{name}: CPU a call, of workers", run.cpu_seconds / run.calls * 1e6, "µs")
     yield Row(f"{name}: transactions a call", run.transactions / run.calls, "")
     yield Row(f"{name}: WAL a call", run.wal_bytes / run.calls, "B")
     if run.workers > 1:
@@ -248,6 +256,22 @@ def statistics(url: str) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
+def server_cpu(url: str) -> float:
+    """CPU seconds of the server and all of its processes, those that have ended included."""
+    with psycopg.connect(plain(url), autocommit=True) as connection:
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        assert row is not None
+        server = psutil.Process(row[0]).parent()
+        assert server is not None
+        times = server.cpu_times()
+        total = times.user + times.system + times.children_user + times.children_system
+        for child in server.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                of_child = child.cpu_times()
+                total += of_child.user + of_child.system
+    return float(total)
+
+
 def plain(url: str) -> str:
     """The URL as psycopg takes it."""
     return parse_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
@@ -260,16 +284,16 @@ def run_fleet(url: str, workers: int, calls: int) -> Run:
         template = prepare(database)
         arguments = [("--worker", url, str(number)) for number in range(workers)]
         with processes(arguments) as started:
-            before, begun = statistics(url), time.monotonic()
+            before, used, begun = statistics(url), server_cpu(url), time.monotonic()
             campaign_id = place(database, template, calls)
             while database.read_now(lambda conn: unfinished(conn, campaign_id)):
                 time.sleep(0.05)
             seconds = time.monotonic() - begun
             done = results(started)
-            after = statistics(url)
+            after, used = statistics(url), server_cpu(url) - used
     return Run(
         workers, seconds, calls, after[0] - before[0], after[1] - before[1],
-        [each["calls"] for each in done], sum(each["cpu"] for each in done),
+        [each["calls"] for each in done], sum(each["cpu"] for each in done), used,
     )  # fmt: skip
 
 
