@@ -10,6 +10,7 @@ from bitel.settings.loading import (
     CONFIG_VARIABLE,
     DEFAULT_FILE,
     load,
+    read_secret,
     settings_file,
     unknown_variables,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Settings",
     "TraceSettings",
     "load",
+    "read_secret",
     "settings_file",
     "split_address",
     "split_public_address",
