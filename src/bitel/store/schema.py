@@ -622,6 +622,7 @@ webhook_event = Table(
     Column("due_at", Double),  # NULL: it is not tried any more
     Column("tries", Integer, nullable=False),  # begun, whether or not their end was written
     Column("state", String(9), nullable=False),
+    Column("leased_until", Double),  # a try is under way until then, or was cut off; NULL: none is
     CheckConstraint("state IN ('pending', 'delivered', 'given up')", name="state"),
     CheckConstraint("(state = 'pending') = (due_at IS NOT NULL)", name="only_pending_is_due"),
     Index("ix_webhook_event_project", "project_id", "id"),

@@ -1,4 +1,7 @@
-"""Keys that sign tokens, and the processes that answer the API, so that any number may do so."""
+"""Keys of tokens, processes that answer the API, and leases of events, so that any number may run.
+
+An earlier version may run beside this one: it leaves the new column alone.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -25,3 +28,4 @@ def upgrade() -> None:
         sa.Column("beats", sa.Integer(), nullable=False),
         sa.Column("seen_at", sa.Double(), nullable=False),
     )
+    op.add_column("webhook_event", sa.Column("leased_until", sa.Double()))
