@@ -48,6 +48,20 @@ async def test_processes_that_start_and_stop_are_noticed_with_the_next_heartbeat
     assert rows(database) == 1
 
 
+async def test_the_one_that_has_been_running_longest_is_the_first(
+    database: Database, clock: FakeClock
+) -> None:
+    older = LiveProcesses(database, clock, clock)
+    clock.advance(1.0)
+    newer = LiveProcesses(database, clock, clock)
+    assert not older.is_first, "before its first heartbeat"
+    await beat(newer, older, newer)
+    assert (older.is_first, newer.is_first) == (True, False)
+    await older.leave()
+    await beat(newer)
+    assert newer.is_first
+
+
 async def test_a_process_that_is_killed_is_noticed_within_ten_seconds(
     processes: Sequence[LiveProcesses], clock: FakeClock
 ) -> None:

@@ -163,29 +163,25 @@ def test_a_key_is_used_by_both_and_rotated_without_a_restart(processes: Processe
 
     assert statuses(new) == statuses(old) == [200, 200], "at once, as it names its key"
     command(first, "key", "retire", before)
-    wait_until(lambda: statuses(old) == [401, 401], timeout=10)
+    wait_until(lambda: statuses(old) == [401, 401])
     assert statuses(new) == [200, 200]
 
 
-@pytest.mark.parametrize(
-    ("secret", "says"),
-    [
-        ("another secret than that", "signing_key_secret is not the secret that the signing key"),
-        ("", "wrapped; set signing_key_secret, or signing_key_secret_file, to the secret that"),
-    ],
-)
 def test_a_process_with_a_wrong_secret_does_not_start(
-    processes: Processes, settings: tuple[str, str], tmp_path: Path, secret: str, says: str
+    processes: Processes, settings: tuple[str, str], tmp_path: Path
 ) -> None:
-    third = stage_of(tmp_path, settings[0].replace(KEY_SECRET, secret))
+    wrong = "another secret than that"
+    third = stage_of(tmp_path, settings[0].replace(KEY_SECRET, wrong))
     with pytest.raises(StageError):
         third.start_service("--only", "api")
     assert third.service is not None
     assert third.service.wait(10) == 1
     log = third.service_log.read_text()
-    assert log.splitlines()[-1].startswith("bitel: ")
-    assert says in log.splitlines()[-1]
-    assert (KEY_SECRET in log, secret in log if secret else False) == (False, False)
+    last = log.splitlines()[-1]
+    assert last.startswith("bitel: signing_key_secret is not the secret that the signing key")
+    assert "ready" not in log
+    assert KEY_SECRET not in log
+    assert wrong not in log
 
 
 def test_uploads_lists_and_downloads_are_the_same_from_each(
@@ -408,19 +404,17 @@ def test_a_limit_holds_for_both_together_and_for_the_one_that_is_left(
         return count
 
     # Earlier tests have killed some.
-    wait_until(lambda: counted(first) == counted(second) == "2", timeout=10)
+    wait_until(lambda: counted(first) == counted(second) == "2")
     with processes.clients(token) as clients:
         begun = time.monotonic()
         accepted = sum(together(requests, clients))
         assert 58 <= accepted <= 60 + (time.monotonic() - begun)
         second.kill_service()
-        killed = time.monotonic()
         try:
-            wait_until(lambda: counted(first) == "1", timeout=10)
-            assert time.monotonic() - killed < 10
+            wait_until(lambda: counted(first) == "1")
         finally:
             second.start_service("--only", "api")
-        wait_until(lambda: counted(first) == "2", timeout=10)
+        wait_until(lambda: counted(first) == "2")
 
 
 NGINX = """

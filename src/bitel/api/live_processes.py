@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -20,15 +19,16 @@ from typing import Final
 
 import structlog
 
+from bitel.domain.ids import new_id
 from bitel.errors import UnavailableError
 from bitel.store import api_processes
 from bitel.store.database import Database
 
 log = structlog.get_logger(__name__)
 
-BEAT: Final = 2.5
+BEAT: Final = 2.0
 """Seconds between two heartbeats: a new process is counted within that time."""
-DEAD_AFTER: Final = 6.5
+DEAD_AFTER: Final = 6.0
 """Seconds without a heartbeat after which a process is not counted."""
 LONGEST_GAP: Final = 2 * BEAT
 """Seconds between two looks; after longer ones all processes are taken to be alive."""
@@ -44,7 +44,7 @@ class _Seen:
 
 
 class LiveProcesses:
-    """The processes that answer the API, this one included; `count` is at least 1.
+    """The processes that answer the API, this one included.
 
     `clock` gives the Unix seconds of stored times, `monotonic` those of a monotonic clock.
     """
@@ -56,10 +56,13 @@ class LiveProcesses:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.count = 1
+        """At least 1."""
+        self.is_first = False
+        """This process is the one that has been running longest; never before its heartbeat."""
         self._database = database
         self._clock = clock
         self._monotonic = monotonic
-        self._id = secrets.token_hex(16)
+        self._id = new_id(clock())
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._beats = 0
         self._seen: dict[str, _Seen] = {}
@@ -97,10 +100,10 @@ class LiveProcesses:
             for each, beats in found.items()
         }
         silent = {each: now - seen.since for each, seen in self._seen.items()}
-        count = sum(seconds < DEAD_AFTER for seconds in silent.values())
-        if count != self.count:
-            log.info("api_processes", count=count)
-        self.count = max(1, count)
+        live = {self._id, *(each for each, seconds in silent.items() if seconds < DEAD_AFTER)}
+        if len(live) != self.count:
+            log.info("api_processes", count=len(live))
+        self.count, self.is_first = len(live), min(live) == self._id
         if gone := {
             each: found[each] for each, seconds in silent.items() if seconds >= FORGET_AFTER
         }:

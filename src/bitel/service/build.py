@@ -292,10 +292,13 @@ def build_condition_watcher(
     resources: Resources,
     workers: Sequence[DialerWorker],
     *,
-    watch_balances: bool,
+    processes: LiveProcesses | None,
     put: Callable[[Change], None],
 ) -> ConditionWatcher:
-    """Finds what the operator is notified of, and calls `put` with it."""
+    """Finds what the operator is notified of, and calls `put` with it.
+
+    One of the `processes` that answer the API checks balances; None: this one is none of them.
+    """
     settings = resources.settings
 
     def conditions_of(worker: DialerWorker) -> Sequence[Condition]:
@@ -308,7 +311,8 @@ def build_condition_watcher(
         [functools.partial(conditions_of, worker) for worker in workers],
         [settings.data_dir],
         settings.notifications.disk_megabytes,
-        settings.notifications.low_balance if watch_balances else None,
+        settings.notifications.low_balance,
         settings.currency,
         put,
+        lambda: processes is not None and processes.is_first,
     )

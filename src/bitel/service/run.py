@@ -184,6 +184,8 @@ async def running(
         if has_api:
             # Before anything is dialled, since it may fail.
             signer, refresher = await build.open_signer(resources)
+            processes = LiveProcesses(database, clock)
+            await start(_counted(processes, shutdown))
         service = Running(resources)
         workers = service.workers
         dialer_ids = [each.id for each in settings.dialers]
@@ -219,7 +221,7 @@ async def running(
         if settings.notifications.url or settings.notifications.command:
             sender = NotificationSender(settings.notifications, lambda: clock.date(clock()))
             watcher = build.build_condition_watcher(
-                resources, workers, watch_balances=has_api, put=sender.put
+                resources, workers, processes=processes if has_api else None, put=sender.put
             )
             await start(background("sending notifications", sender.run))
             await start(background("looking for conditions", watcher.run))
@@ -228,8 +230,6 @@ async def running(
             renderer = build.build_renderer(resources, workers)
             await start(background("rendering texts", renderer.run))
             await start(background("refreshing keys", refresher.run))
-            processes = LiveProcesses(database, clock)
-            await start(_counted(processes, shutdown))
             service.api = build.build_api(
                 resources, workers, signer, refresher, processes, renderer, page, pressure, shutdown
             )
