@@ -316,6 +316,38 @@ def test_the_progress_of_a_campaign_is_followed_at_another_process(
     assert last.campaign["byStatus"]["CANCELED"] == 10
 
 
+def counted(stage: Stage) -> str:
+    """How many processes share the limits, as one of them has logged last."""
+    return str(re.findall(r" api_processes +count=(\d+)", stage.service_log.read_text())[-1])
+
+
+def test_a_limit_holds_for_both_together_and_for_the_one_that_is_left(
+    processes: Processes,
+) -> None:
+    first, second = processes.stages
+    _, token = processes.project("--rate", "60", "--call-rate", "settings")
+
+    def requests(client: httpx.Client) -> int:
+        """Those that are answered until one is refused."""
+        count = 0
+        while client.get("/api/v2/account").status_code == 200:
+            count += 1
+        return count
+
+    # Earlier tests have killed some.
+    wait_until(lambda: counted(first) == counted(second) == "2")
+    with processes.clients(token) as clients:
+        begun = time.monotonic()
+        accepted = sum(together(requests, clients))
+        assert 58 <= accepted <= 60 + (time.monotonic() - begun)
+        second.kill_service()
+        try:
+            wait_until(lambda: counted(first) == "1")
+        finally:
+            second.start_service("--only", "api")
+        wait_until(lambda: counted(first) == "2")
+
+
 class Posts:
     """Counts how often each event is posted, and how often at the same time."""
 
@@ -383,38 +415,6 @@ def test_an_event_is_posted_by_one_process_and_by_the_other_when_that_is_killed(
             first.start_service("--only", "api")
     assert Counter(posts.count.values()) == {1: 592, 2: 8}
     assert posts.most_at_once == 1
-
-
-def counted(stage: Stage) -> str:
-    """How many processes share the limits, as one of them has logged last."""
-    return str(re.findall(r" api_processes +count=(\d+)", stage.service_log.read_text())[-1])
-
-
-def test_a_limit_holds_for_both_together_and_for_the_one_that_is_left(
-    processes: Processes,
-) -> None:
-    first, second = processes.stages
-    _, token = processes.project("--rate", "60", "--call-rate", "settings")
-
-    def requests(client: httpx.Client) -> int:
-        """Those that are answered until one is refused."""
-        count = 0
-        while client.get("/api/v2/account").status_code == 200:
-            count += 1
-        return count
-
-    # Earlier tests have killed some.
-    wait_until(lambda: counted(first) == counted(second) == "2")
-    with processes.clients(token) as clients:
-        begun = time.monotonic()
-        accepted = sum(together(requests, clients))
-        assert 58 <= accepted <= 60 + (time.monotonic() - begun)
-        second.kill_service()
-        try:
-            wait_until(lambda: counted(first) == "1")
-        finally:
-            second.start_service("--only", "api")
-        wait_until(lambda: counted(first) == "2")
 
 
 NGINX = """
