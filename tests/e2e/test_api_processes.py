@@ -40,6 +40,7 @@ from tests.support.webhook_recorder import Event, receiving
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).parents[2]
 KEY_SECRET = "a secret that wraps the keys"
 NUMBERS = [f"0912{n:07}" for n in range(1_000)]
 
@@ -425,11 +426,7 @@ http {{
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    upstream bitel {{
-        server 127.0.0.1:{first} max_fails=1 fail_timeout=2s;
-        server 127.0.0.1:{second} max_fails=1 fail_timeout=2s;
-        keepalive 16;
-    }}
+    {upstream}
     server {{
         listen 127.0.0.1:{port};
         location / {{
@@ -450,10 +447,13 @@ def balanced(folder: Path, *stages: Stage) -> Iterator[str]:
     need(nginx is not None, "nginx is not installed")
     assert nginx is not None
     port = free_port()
-    first, second = (stage.ports.http for stage in stages)
+    upstream = (ROOT / "deploy" / "nginx-balancer.conf").read_text()
+    for example, stage in zip(("192.0.2.1:8080", "192.0.2.2:8080"), stages, strict=True):
+        assert example in upstream
+        upstream = upstream.replace(example, f"127.0.0.1:{stage.ports.http}")
     user = "user root;" if os.getuid() == 0 else ""
     config = folder / "nginx.conf"
-    config.write_text(NGINX.format(folder=folder, user=user, first=first, second=second, port=port))
+    config.write_text(NGINX.format(folder=folder, user=user, upstream=upstream, port=port))
     log = folder / "error.log"
     process = subprocess.Popen([nginx, "-p", folder, "-e", log, "-c", config])
     try:

@@ -196,6 +196,7 @@ async def running(
         sources = Sources(database, dialer_ids, clock, lag, pauses, clock_gap=lambda: clock.gap)
         log_confinement()
         if has_api:
+            sources.api_processes = functools.partial(getattr, processes, "count")
             sources.deliverer = deliverer = Deliverer(
                 database, clock, clock.date, allow_private=settings.webhook_allow_private
             )
