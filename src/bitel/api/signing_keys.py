@@ -107,7 +107,7 @@ def open_keys(conn: Connection, data_dir: Path, secret: str, now: float) -> list
     """
     file = _read_file(data_dir / KEY_FILE)
     rows = store.listing(conn)
-    if _is_complete(rows, file, secret, now):
+    if _is_complete(rows, file, secret):
         return _unwrapped(rows, secret, now)
     store.lock(conn)
     rows = store.listing(conn)
@@ -313,7 +313,7 @@ def _is_over(row: StoredKey, now: float) -> bool:
     return row.retired_at is not None and row.retired_at <= now
 
 
-def _is_complete(rows: Sequence[StoredKey], file: _Key | None, secret: str, now: float) -> bool:
+def _is_complete(rows: Sequence[StoredKey], file: _Key | None, secret: str) -> bool:
     """Whether no key has to be made, imported or wrapped."""
     return (
         any(row.retired_at is None for row in rows)
