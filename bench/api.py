@@ -27,7 +27,7 @@ import httpx
 from bench import report
 from bench.processes import cpu_seconds
 from bench.report import Result, Row, at_least, at_most
-from bitel.api.auth import TokenSigner
+from bitel.api import signing_keys
 from bitel.domain.ids import new_id
 from bitel.store import migrate, projects, recordings, tokens
 from bitel.store.database import Database
@@ -259,7 +259,8 @@ def prepare(data: Path, url: str) -> tuple[str, str]:
         database.write_now(lambda conn: recordings.add(conn, sound))
         token_id = new_id(now)
         database.write_now(lambda conn: tokens.add(conn, token_id, project.id, now, None))
-    return TokenSigner.open(data).issue(project.id, token_id, None), sound.id
+        signer = signing_keys.open_signer(database, data, "", time.time)
+    return signer.issue(project.id, token_id, None), sound.id
 
 
 def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -105,6 +105,8 @@ class Sources:
     """Seconds by which the system clock is ahead of `clock`."""
     storage: StoragePressure | None = None
     """Sizes of database and disk."""
+    api_processes: Callable[[], int] | None = None
+    """How many processes share the rate limits, as this one counts; None: it has no API."""
     deliverer: Deliverer | None = None
     """None if another process delivers."""
     dialers: list[DialerSource] = field(default_factory=list)
@@ -199,6 +201,12 @@ def _families(sources: Sources, snapshot: Snapshot | None) -> Iterator[Metric]:
     )
     if sources.storage is not None:
         yield from _storage(sources.storage)
+    if sources.api_processes is not None:
+        yield Gauge(
+            "bitel_api_processes",
+            "Live processes that answer the API and share its rate limits, as this one counts.",
+            value=sources.api_processes(),
+        )
     if sources.deliverer is not None:
         running = sources.deliverer.running
         yield Gauge("bitel_webhook_tries_running", "Tries under way.", value=running)

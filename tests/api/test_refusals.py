@@ -187,11 +187,18 @@ async def test_no_more_of_a_body_is_read_than_the_limit(make_stage: Any) -> None
     assert kept < linger <= middleware.LINGER_BYTES + 200_000
 
 
-def forged(stage: Stage, secret: bytes | None = None, alg: str = "HS256", **claims: Any) -> str:
+def forged(
+    stage: Stage,
+    secret: bytes | None = None,
+    alg: str = "HS256",
+    kid: Any = None,
+    **claims: Any,
+) -> str:
     good = {"sub": stage.project_id, "iss": "Bitel", "aud": "Bitel", "jti": stage.token_id}
     payload = {name: value for name, value in {**good, **claims}.items() if value is not None}
-    key = stage.parts.tokens._secret if secret is None else secret
-    return jwt.encode(payload, key if alg != "none" else None, algorithm=alg)
+    key = stage.parts.tokens.keys[0].secret if secret is None else secret
+    headers = {} if kid is None else {"kid": kid}
+    return jwt.encode(payload, key if alg != "none" else "", algorithm=alg, headers=headers)
 
 
 BAD_TOKENS: dict[str, Any] = {
@@ -199,6 +206,10 @@ BAD_TOKENS: dict[str, Any] = {
     "three dots": lambda stage: "...",
     "cut short": lambda stage: stage.token[:-1],
     "another secret": lambda stage: forged(stage, b"x" * 48),
+    "an unknown key": lambda stage: forged(stage, kid="0" * 32),
+    "another secret for a known key": lambda stage: forged(
+        stage, b"x" * 48, kid=stage.parts.tokens.keys[0].id
+    ),
     "no algorithm": lambda stage: forged(stage, alg="none"),
     "HS384": lambda stage: forged(stage, alg="HS384"),
     "HS512": lambda stage: forged(stage, alg="HS512"),

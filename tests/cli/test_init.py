@@ -37,7 +37,8 @@ def test_init_makes_settings_and_a_database_and_says_where(
     ]
     assert f"created the database {data_dir / 'bitel.db'}" in err
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
-    assert (data_dir / "signing.key").exists()
+    _, listed, _ = shell.run("key", "list", "--config", str(config))
+    assert listed.rstrip().endswith("plain    signs")
     assert load(config).dialers == []
 
     written = config.read_text()

@@ -102,7 +102,7 @@ def test_a_backup_is_whole_and_readable_by_its_owner_only(tmp_path: Path) -> Non
             heard = client.recording(voice)
         assert stage.stop_service() == 0
     names = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
-    assert names == {"bitel.db", "signing.key", f"voices/{voice}.alaw", f"voices/{voice}.ulaw"}
+    assert names == {"bitel.db", f"voices/{voice}.alaw", f"voices/{voice}.ulaw"}
     for path in (copy, *copy.rglob("*")):
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode & 0o077 == 0, path

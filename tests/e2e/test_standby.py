@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from bitel.api.auth import TokenSigner
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from tests.support import phone_log
@@ -47,13 +45,11 @@ class Place:
     def stage(self, name: str, data_dir: Path | None = None) -> Stage:
         """A service with a `data_dir` of its own, or with that one."""
         if data_dir is None:
-            # Two machines would share a bucket and the key that signs tokens.
+            # Two machines would share a bucket.
             data_dir = folder(self._tmp_path, f"{name}-data")
             shared = self._tmp_path / "shared"
             (shared / "voices").mkdir(parents=True, exist_ok=True)
             (data_dir / "voices").symlink_to(shared / "voices")
-            TokenSigner.open(shared)
-            shutil.copy2(shared / "signing.key", data_dir / "signing.key")
         made = Stage(
             folder(self._tmp_path, name),
             rules=[self._rule],

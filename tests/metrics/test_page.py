@@ -267,6 +267,14 @@ async def test_a_step_of_the_system_clock_is_shown(sources: Sources) -> None:
     assert at(await read(Page(sources)), "bitel_clock_step_seconds") == -3600.0
 
 
+async def test_the_processes_that_share_rate_limits_are_counted_where_the_api_is(
+    sources: Sources,
+) -> None:
+    assert ("bitel_api_processes", ()) not in await read(Page(sources))
+    sources.api_processes = lambda: 3
+    assert at(await read(Page(sources)), "bitel_api_processes") == 3.0
+
+
 async def test_a_loop_that_is_kept_busy_is_late() -> None:
     import time
 

@@ -96,9 +96,13 @@ async def test_balances_are_asked_for_now_and_then_only(
     poor = database.write_now(lambda conn: projects.create(conn, "poor", clock()))
     database.write_now(lambda conn: projects.set_balance(conn, poor.id, Decimal(1), clock()))
     changes: list[Change] = []
+    is_mine = False
     watcher = ConditionWatcher(
-        database, [], [], 0, Decimal(5), "EUR", changes.append, monotonic=clock
+        database, [], [], 0, Decimal(5), "EUR", changes.append, lambda: is_mine, monotonic=clock
     )
+    await watcher.look()
+    assert not changes, "another process checks them"
+    is_mine = True
     await watcher.look()
     assert [change.condition.subject for change in changes] == [poor.id]
     database.write_now(lambda conn: projects.set_balance(conn, poor.id, Decimal(50), clock()))

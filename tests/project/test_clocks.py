@@ -22,6 +22,8 @@ ALLOWED = {
     "rtp/sender/rtcp.py": "NTP timestamps (RFC 3550 §6.4.1), read once and counted on",
     "store/migrations/versions/0008_pauses_and_retention.py": "the day of the upgrade, from which "
     "on recordings count as not used; a day is nothing against what is kept for days",
+    "cli/common.py": "expiry of tokens and of their keys",
+    "cli/keys.py": "expiry of the keys of tokens",
     "cli/tokens.py": "expiry of tokens",
     "cli/trial.py": "one call by hand, whose times are stored nowhere",
     "test_phone/phone.py": "dates of the test phone's log",

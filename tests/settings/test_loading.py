@@ -44,6 +44,7 @@ def fault(text: str) -> str:
         ('[http]\nport = "x"', "the setting http.port must be a whole number"),
         ("[http]\nport = 1.5", "the setting http.port must be a whole number"),
         ("[http]\nport = 70000", "the setting http.port must be 65535 or less"),
+        ('signing_key_secret = "short"', "signing_key_secret is wrong: it has fewer than 16"),
         ("http = 1", "the setting http must be a section, written as [http]"),
         ("dialers = 3", "must be a list of sections, each written as [[dialers]]"),
         ('[dialers]\nid = "x"', "must be a list of sections, each written as [[dialers]]"),

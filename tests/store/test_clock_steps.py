@@ -148,7 +148,7 @@ def test_an_event_on_lease_and_its_next_try(stepped: Stepped) -> None:
     stepped.machine.passes(60.0 * (LATE - EARLY))
     (event,) = claim()
     now = world.clock()
-    tried = DeliveryAttempt(event.event_id, now, 0.5, False, 500, "", now + 300.0)
+    tried = DeliveryAttempt(event.event_id, now, 0.5, False, 500, "", now + 300.0, event.tries)
     world.do(lambda conn: webhooks.record(conn, [tried]))
     stepped.waits(300.0 * EARLY)
     assert claim() == []

@@ -8,10 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import insert
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.ids import new_id
+from bitel.domain.ids import new_id, new_ids
 from bitel.domain.pricing import Bill
 from bitel.domain.retry import Finish, RetryAt
 from bitel.store import campaigns, claims, endings, monitoring, webhooks
@@ -67,7 +68,8 @@ def record(
 ) -> None:
     delivered = status is not None and status < 300
     error = "refused" if status is None else ""
-    tried = DeliveryAttempt(one.event_id, world.clock(), 0.5, delivered, status, error, next_due)
+    now = world.clock()
+    tried = DeliveryAttempt(one.event_id, now, 0.5, delivered, status, error, next_due, one.tries)
     world.do(lambda conn: webhooks.record(conn, [tried]))
 
 
@@ -110,6 +112,7 @@ def test_an_event_tells_of_a_call_that_is_over(told: World) -> None:
             requested_at=requested_at,
             price=Decimal("1.5"),
         ),
+        leased_until=requested_at + webhooks.LEASE,
     )
 
 
@@ -228,6 +231,64 @@ def test_a_failure_that_comes_late_undoes_no_delivery(told: World) -> None:
     (event,) = history(told)
     assert event.state == "delivered"
     assert len(event.tried) == 3
+
+
+def test_a_failure_that_comes_after_its_lease_leaves_the_try_that_follows_alone(
+    told: World,
+) -> None:
+    finish(told)
+    (slow,) = claim(told)
+    told.clock.advance(webhooks.LEASE)
+    (again,) = claim(told)
+    assert again.event_id == slow.event_id
+    record(told, slow, 500, next_due=told.clock())
+    assert claim(told) == [], "its second try is under way"
+    record(told, slow, 500)
+    told.clock.advance(webhooks.LEASE)
+    assert [one.tries for one in claim(told)] == [3]
+
+
+def typed(world: World, call_id: str, count: int) -> list[str]:
+    """Events of a call, in their order."""
+    now = world.clock()
+    ids = new_ids(now, count)
+    rows = [
+        {"id": each, "project_id": world.project_id, "call_id": call_id, "type": "call.ringing",
+         "body": "{}", "created_at": now, "due_at": now, "tries": 0, "state": "pending"}
+        for each in ids
+    ]  # fmt: skip
+    world.do(lambda conn: conn.execute(insert(webhook_event), rows))
+    return ids
+
+
+def test_an_event_waits_while_another_deliverer_has_an_earlier_one_of_its_call(
+    told: World,
+) -> None:
+    calls = [told.place(), told.place()]
+    first = typed(told, calls[0], 3)
+    (one,) = claim(told, limit=1)
+    assert one.event_id == first[0]
+    other = typed(told, calls[1], 1)
+    assert [each.event_id for each in claim(told)] == other
+    told.clock.advance(webhooks.WAIT_FOR_EARLIER)
+    late = typed(told, calls[0], 1)
+    assert claim(told) == [], "nor does a later one overtake those that wait"
+    record(told, one, 204)
+    told.clock.advance(webhooks.WAIT_FOR_EARLIER)
+    assert [each.event_id for each in claim(told)] == [*first[1:], *late]
+
+
+def test_a_deliverer_has_several_events_of_a_call_and_failed_ones_hold_up_no_other(
+    told: World,
+) -> None:
+    call_id = told.place()
+    first, second, third = typed(told, call_id, 3)
+    (one,) = claim(told, limit=1)
+    (two,) = claim(told, limit=1, own=[one.event_id])
+    assert (one.event_id, two.event_id) == (first, second)
+    for each in (one, two):
+        record(told, each, 500, next_due=told.clock() + 5)
+    assert [each.event_id for each in claim(told)] == [third]
 
 
 def test_a_delivery_that_comes_late_counts(told: World) -> None:

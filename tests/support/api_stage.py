@@ -12,8 +12,8 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy import Connection, func, select
 
+from bitel.api import signing_keys
 from bitel.api.app import ApiContext, build_app
-from bitel.api.auth import TokenSigner
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
@@ -62,7 +62,7 @@ class Stage:
             database=database,
             voices=VoiceStore.open("", data_dir),
             speech=SpeechLibrary(data_dir / "speech", SpeechOptions()),
-            tokens=TokenSigner.open(data_dir),
+            tokens=signing_keys.open_signer(database, data_dir, "", clock),
             clock=clock,
             system_clock=clock,
             monotonic=clock,

@@ -71,11 +71,12 @@ def upload_to(folder: Path, http: httpx.Client, seconds: float = 1.0) -> str:
 
 def token(stage: Stage) -> str:
     """`Stage.token` by commands in this process, which costs a tenth of starting two."""
-    project = _command(stage, "project", "create", "demo", *WITHOUT_LIMITS)
-    return _command(stage, "token", "create", project)
+    project = command(stage, "project", "create", "demo", *WITHOUT_LIMITS)
+    return command(stage, "token", "create", project)
 
 
-def _command(stage: Stage, *arguments: str) -> str:
+def command(stage: Stage, *arguments: str) -> str:
+    """`Stage.command` in this process."""
     own = {name: None for name in os.environ if name.startswith("BITEL_")}
     done = CliRunner().invoke(main.app, [*arguments, f"--config={stage.config}"], env=own)
     assert done.exit_code == 0, (done.output, done.exception)

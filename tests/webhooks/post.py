@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection, insert, select, update
 
 from bitel.domain.calls import CallStatus
-from bitel.domain.ids import new_id
-from bitel.store import projects, webhooks
+from bitel.domain.ids import new_id, new_ids
+from bitel.store import call_details, call_events, projects, webhooks
 from bitel.store.database import Database
 from bitel.store.schema import PENDING, call, project, webhook_event
 from bitel.store.webhooks import Event
@@ -92,6 +92,27 @@ class Post:
 
         self.do(work)
         return [row["id"] for row in event_rows]
+
+    def more_events(self, event: Event, count: int) -> list[str]:
+        """Further events about the call of one, each later than the one before."""
+        now = self.clock()
+        ids = new_ids(now + 0.001, count)
+
+        def work(conn: Connection) -> None:
+            row = conn.execute(select(webhook_event).where(webhook_event.c.id == event.id)).one()
+            body = call_events.snapshot(call_details.find_many(conn, {row.call_id})[row.call_id])
+            # The end of a call is one event, so these have a type.
+            more = {**row._mapping, "type": "call.completed", "body": body}
+            conn.execute(insert(webhook_event), [{**more, "id": each} for each in ids])
+
+        self.do(work)
+        return ids
+
+    async def passing(self) -> None:
+        """Let the clock pass faster than time, until cancelled."""
+        while True:
+            self.clock.advance(0.5)
+            await asyncio.sleep(0.02)
 
     def history(self, project_id: str) -> list[Event]:
         """The project's events, the oldest first."""

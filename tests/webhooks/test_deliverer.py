@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from structlog.testing import capture_logs
 
 from bitel.errors import UnavailableError
 from bitel.store import webhooks as outbox
+from bitel.store.database import Database
 from bitel.store.schema import DELIVERED, GIVEN_UP, PENDING
 from bitel.store.webhooks import LEASE
 from bitel.webhooks import deliverer as deliverer_module
@@ -284,6 +286,70 @@ async def test_a_kill_between_post_and_record_tells_it_again_with_the_same_id(
             (event,) = await post.settled(project_id, 1)
     assert [got.id for got in one.received] == [event_id, event_id]
     assert (event.state, event.tries) == (DELIVERED, 2)
+
+
+async def test_a_try_does_not_begin_when_its_lease_is_nearly_over(
+    sqlite_post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = sqlite_post
+    claimed_at = post.clock()
+    times = iter([claimed_at])  # the claim; then the process is stopped for a while
+
+    def clock() -> float:
+        return next(times, claimed_at + LEASE - 10.0)
+
+    monkeypatch.setattr(deliverer_module, "log", structlog.get_logger())
+    with capture_logs() as lines:
+        async with receiver() as one:
+            project_id = post.project(one.url)
+            post.events(project_id)
+            deliverer = Deliverer(post.database, clock, allow_private=True)
+            task = asyncio.create_task(deliverer.run())
+            await until(lambda: lines)
+            assert not one.received
+            (event,) = post.history(project_id)
+            assert (event.state, event.due_at) == (PENDING, claimed_at + LEASE)
+            await deliverer.drain(5)
+            await task
+            post.clock.advance(LEASE)
+            async with post.deliverer():
+                await post.settled(project_id, 1)
+    lines = [line for line in lines if line["log_level"] != "debug"]
+    assert [line["event"] for line in lines] == ["webhook_lease_over"]
+
+
+async def test_two_deliverers_post_each_event_once_and_those_of_a_call_in_order(
+    post: Post, database_url: str
+) -> None:
+    under_way: Counter[str] = Counter()
+    seen: dict[str, list[str]] = {}
+
+    async def slow(got: Received, writer: asyncio.StreamWriter) -> None:
+        call_id = got.event["data"]["id"] if "data" in got.event else got.event["requestId"]
+        seen.setdefault(call_id, []).append(got.id)
+        under_way[call_id] += 1
+        assert under_way[call_id] == 1
+        await asyncio.sleep(random.random() * 0.01)
+        under_way[call_id] -= 1
+        await answer()(got, writer)
+
+    with Database.open(database_url) as second:
+        async with receiver(slow) as one:
+            project_id = post.project(one.url)
+            wanted = {}
+            for event_id in post.events(project_id, 40):
+                (event,) = (each for each in post.history(project_id) if each.id == event_id)
+                assert event.call_id is not None
+                wanted[event.call_id] = [event_id, *post.more_events(event, 2)]
+            async with (
+                post.deliverer(per_project=5),
+                replace(post, database=second).deliverer(per_project=5),
+            ):
+                passing = asyncio.create_task(post.passing())
+                await until(lambda: len(one.received) >= 120, 30)
+                passing.cancel()
+                await post.settled(project_id, 120)
+    assert seen == wanted
 
 
 async def test_a_database_that_is_away_for_a_while_loses_nothing(

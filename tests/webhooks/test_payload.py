@@ -30,6 +30,7 @@ DELIVERY = Delivery(
     created_at=2.0,
     call_id="0197b2a4c1d07e63a5f81c0d9be24f17",
     content=OVER,
+    leased_until=62.0,
 )
 
 

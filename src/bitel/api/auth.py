@@ -1,13 +1,12 @@
-"""Authentication: tokens are JWTs (RFC 7519), checked against a secret and the database."""
+"""Authentication: tokens are JWTs (RFC 7519), checked against a key and the database.
+
+`signing_keys` stores the keys.
+"""
 
 from __future__ import annotations
 
-import os
-import secrets
-import stat
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import jwt
@@ -15,20 +14,18 @@ from sqlalchemy import Connection
 
 from bitel.batcher import Batcher
 from bitel.domain.ids import is_id
-from bitel.errors import BitelError, SettingsError, UnauthorizedError
-from bitel.recordings.files import sync
+from bitel.errors import BitelError, UnauthorizedError
 from bitel.store import tokens
 from bitel.store.database import Database
 from bitel.store.projects import Project
 
 ISSUER: Final = "Bitel"
 ALGORITHM: Final = "HS256"
-KEY_FILE: Final = "signing.key"
-KEY_BYTES: Final = 48
 SHORTEST_KEY: Final = 32
 """Bytes; RFC 7518 §3.2: a key of HS256 has at least 256 bits."""
 LONGEST_TOKEN: Final = 4096
 _REMEMBERED: Final = 4096
+_NOT_OURS: Final = "the token is not one that this service issued"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +36,51 @@ class Claims:
     token_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A key that signs tokens."""
+
+    id: str
+    """The `kid` of its tokens."""
+    secret: bytes = field(repr=False)
+    retired_at: float | None = None
+    """Unix seconds by the system clock from which on its tokens are refused; None: it is in use."""
+
+
+class UnknownKeyError(UnauthorizedError):
+    """The token names a key that this process does not know, or not yet."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(_NOT_OURS)
+        self.key_id = key_id
+
+
 class TokenSigner:
-    """Issues and verifies tokens. Whether a token is revoked is in the database."""
+    """Issues and verifies tokens. Whether a token is revoked is in the database.
 
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
-        self._verified: dict[str, Claims] = {}
+    Args:
+        keys: the newest first; the first one that is in use signs.
+        clock: gives the Unix seconds of the system clock.
+    """
 
-    @classmethod
-    def open(cls, data_dir: Path) -> TokenSigner:
-        """The signer of `data_dir`; its secret is created on first use, readable by its owner only.
+    def __init__(self, keys: Sequence[SigningKey], clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.keys = keys
 
-        Raises SettingsError if the file can't be read or created, is too short, or is readable by
-        others.
-        """
-        path = data_dir / KEY_FILE
-        try:
-            if not path.exists():
-                _create_key(path)
-            return cls(_read_key(path))
-        except OSError as fault:
-            raise SettingsError(f"the signing secret {path} can't be used: {fault}") from None
+    @property
+    def keys(self) -> Sequence[SigningKey]:
+        """The keys whose tokens are accepted."""
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: Sequence[SigningKey]) -> None:
+        self._keys = tuple(keys)
+        self._by_id = {key.id: key for key in keys}
+        self._verified: dict[str, tuple[Claims, SigningKey]] = {}
+
+    def has_key(self, key_id: str) -> bool:
+        """Whether tokens of that key are accepted."""
+        return key_id in self._by_id
 
     def issue(self, project_id: str, token_id: str, expires_at: float | None = None) -> str:
         """A token of a project that expires at `expires_at` (Unix seconds), or never."""
@@ -71,37 +92,70 @@ class TokenSigner:
         }
         if expires_at is not None:
             claims["exp"] = int(expires_at)
-        return jwt.encode(claims, self._secret, algorithm=ALGORITHM)
+        key = next(key for key in self._keys if key.retired_at is None)
+        return jwt.encode(claims, key.secret, algorithm=ALGORITHM, headers={"kid": key.id})
 
     def verify(self, token: str) -> Claims:
-        """The claims of `token`. Raises UnauthorizedError if it is invalid or has expired."""
-        known = self._verified.get(token)
-        if known is not None:
-            return known
+        """The claims of `token`.
+
+        Raises UnauthorizedError if it is invalid, has expired or its key is retired, and its
+        subclass UnknownKeyError if it names an unknown key.
+        """
+        if (known := self._verified.get(token)) is not None:
+            claims, key = known
+            self._check_in_use(key)
+            return claims
         if len(token) > LONGEST_TOKEN:
             raise UnauthorizedError(f"the token is longer than {LONGEST_TOKEN} characters")
-        try:
-            payload = jwt.decode(
-                token,
-                self._secret,
-                algorithms=[ALGORITHM],
-                audience=ISSUER,
-                issuer=ISSUER,
-                options={"require": ["sub", "iss", "aud", "jti"]},
-            )
-        except jwt.ExpiredSignatureError:
-            raise UnauthorizedError("the token has expired; ask for a new one") from None
-        except jwt.InvalidTokenError:
-            raise UnauthorizedError("the token is not one that this service issued") from None
+        payload, key = self._decode(token)
+        self._check_in_use(key)
         claims = Claims(project_id=payload["sub"], token_id=payload["jti"])
         if not is_id(claims.project_id) or not is_id(claims.token_id):
-            raise UnauthorizedError("the token is not one that this service issued")
+            raise UnauthorizedError(_NOT_OURS)
         # A token without expiry stays valid, so its signature need not be checked again.
         if "exp" not in payload and "nbf" not in payload:
             if len(self._verified) >= _REMEMBERED:
                 self._verified.clear()
-            self._verified[token] = claims
+            self._verified[token] = claims, key
         return claims
+
+    def _decode(self, token: str) -> tuple[dict[str, Any], SigningKey]:
+        """The payload of a token, and the key that signed it."""
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid")
+        except jwt.InvalidTokenError:
+            raise UnauthorizedError(_NOT_OURS) from None
+        if key_id is None:
+            keys = self._keys  # earlier versions wrote none
+        elif (key := self._by_id.get(key_id)) is not None:
+            keys = (key,)
+        else:
+            raise UnknownKeyError(key_id)
+        for key in keys:
+            try:
+                return _payload(token, key.secret), key
+            except jwt.ExpiredSignatureError:
+                raise UnauthorizedError("the token has expired; ask for a new one") from None
+            except jwt.InvalidSignatureError:
+                continue
+            except jwt.InvalidTokenError:
+                break
+        raise UnauthorizedError(_NOT_OURS)
+
+    def _check_in_use(self, key: SigningKey) -> None:
+        if key.retired_at is not None and key.retired_at <= self.clock():
+            raise UnauthorizedError("the key that signed the token is retired; ask for a new one")
+
+
+def _payload(token: str, secret: bytes) -> dict[str, Any]:
+    return jwt.decode(
+        token,
+        secret,
+        algorithms=[ALGORITHM],
+        audience=ISSUER,
+        issuer=ISSUER,
+        options={"require": ["sub", "iss", "aud", "jti"]},
+    )
 
 
 class Authenticator:
@@ -110,16 +164,36 @@ class Authenticator:
     Nothing is cached, so a revoked token is refused at once.
     """
 
-    def __init__(self, signer: TokenSigner, database: Database, clock: Callable[[], float]) -> None:
-        """`clock` gives the Unix seconds for the expiry of tokens."""
+    def __init__(
+        self,
+        signer: TokenSigner,
+        database: Database,
+        clock: Callable[[], float],
+        find_key: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> None:
+        """`clock` gives the Unix seconds for the expiry of tokens.
+
+        `find_key` looks for a key that the signer does not know, and returns whether it does then.
+        """
         self._signer = signer
         self._database = database
         self._clock = clock
+        self._find_key = find_key
         self._batcher = Batcher(self._authenticate)
 
     async def authenticate(self, token: str) -> Project:
         """The project of `token`. Raises UnauthorizedError."""
-        return await self._batcher.submit(self._signer.verify(token))
+        return await self._batcher.submit(await self.verify(token))
+
+    async def verify(self, token: str) -> Claims:
+        """The claims of `token`, which may be revoked. Raises UnauthorizedError."""
+        try:
+            return self._signer.verify(token)
+        except UnknownKeyError as fault:
+            # Another process may have added it a moment ago.
+            if self._find_key is None or not await self._find_key(fault.key_id):
+                raise
+            return self._signer.verify(token)
 
     async def _authenticate(self, claims: Sequence[Claims]) -> Sequence[Project | BitelError]:
         now = self._clock()
@@ -146,39 +220,3 @@ def bearer_token(header: str) -> str:
     if scheme.lower() != "bearer" or not token:
         raise UnauthorizedError("the header Authorization: Bearer <token> is missing")
     return token
-
-
-def _create_key(path: Path) -> None:
-    """Create the secret atomically; of two processes that do so at once, the first one wins."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f"{KEY_FILE}.{secrets.token_hex(8)}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return
-        sync(path.parent)
-    finally:
-        draft.unlink()
-
-
-def _read_key(path: Path) -> bytes:
-    with path.open("rb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if mode & 0o077:
-            raise SettingsError(
-                f"the signing secret {path} may be read by others (mode {mode:04o}); "
-                f"run chmod 600 on it"
-            )
-        secret = file.read()
-    if len(secret) < SHORTEST_KEY:
-        raise SettingsError(
-            f"the signing secret {path} is shorter than {SHORTEST_KEY} bytes; "
-            f"remove it, and a new one is made that voids every token"
-        )
-    return secret

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from bitel.api.auth import Claims, find_owners, token_refused
+from bitel.api.auth import Authenticator, Claims, find_owners, token_refused
 from bitel.api.context import ApiContext
 from bitel.api.rate_limits import RateLimiter
 from bitel.batcher import Batcher
@@ -27,8 +27,11 @@ _Found = tuple[Project, Call | None]
 class CallStatusService:
     """Reads calls, for concurrent requests in one query."""
 
-    def __init__(self, context: ApiContext, limits: RateLimiter) -> None:
+    def __init__(
+        self, context: ApiContext, authenticator: Authenticator, limits: RateLimiter
+    ) -> None:
         self._context = context
+        self._authenticator = authenticator
         self._limits = limits
         self._batcher: Batcher[_Query, _Found] = Batcher(self._read)
 
@@ -37,7 +40,7 @@ class CallStatusService:
 
         Raises UnauthorizedError, TooManyRequestsError or NotFoundError.
         """
-        claims = self._context.tokens.verify(token)
+        claims = await self._authenticator.verify(token)
         project, call = await self._batcher.submit((claims, call_id))
         self._limits.count_request(project)
         if call is None:

@@ -27,6 +27,10 @@ class ApiContext:
     voices: VoiceStore
     speech: SpeechLibrary
     tokens: TokenSigner
+    find_key: Callable[[str], Awaitable[bool]] | None = None
+    """Looks for a key of tokens in the database, see `auth.Authenticator`; None: nowhere."""
+    live_processes: Callable[[], int] = lambda: 1
+    """How many processes answer the API and share its rate limits."""
     clock: Callable[[], float] = time.time
     """Unix seconds of stored times; steps of the system clock do not affect it."""
     date: Callable[[float], float] = float

@@ -58,16 +58,20 @@ class Services:
     @classmethod
     def build(cls, context: ApiContext) -> Services:
         """The services over `context`."""
-        limits = RateLimiter(lambda: context.settings.limits, context.monotonic)
+        limits = RateLimiter(
+            lambda: context.settings.limits, context.monotonic, context.live_processes
+        )
         speech = SpeechService(context)
-        authenticator = Authenticator(context.tokens, context.database, context.system_clock)
+        authenticator = Authenticator(
+            context.tokens, context.database, context.system_clock, context.find_key
+        )
         return cls(
             context,
             authenticator,
             limits,
             Placement(context, limits, speech),
             speech,
-            CallStatusService(context, limits),
+            CallStatusService(context, authenticator, limits),
             UploadService(context),
             CampaignEvents(context, authenticator),
             ConcurrencyQuota(MOST_DOWNLOADS, "downloads of results"),

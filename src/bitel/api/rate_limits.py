@@ -1,7 +1,9 @@
 """Limits of a project: requests and calls per minute, concurrent work, and stored recordings.
 
-All but the recordings are counted per process, so several API processes allow a multiple. Money is
-checked by the store, which is exact.
+Each process allows an equal share of the requests and calls per minute, by the number of live
+processes, so that their sum is the limit without a query for each request. Concurrent work is
+limited in each process, whose memory and disk it takes. Money is checked by the store, which is
+exact.
 """
 
 from __future__ import annotations
@@ -26,12 +28,19 @@ _MINUTE: Final = 60.0
 class RateLimiter:
     """Token buckets by project: with its own limits, or those of the settings.
 
-    `settings` gives the limits in force, `clock` monotonic seconds.
+    `settings` gives the limits in force, `clock` monotonic seconds, `processes` the number of
+    processes that share the limits.
     """
 
-    def __init__(self, settings: Callable[[], LimitSettings], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: Callable[[], LimitSettings],
+        clock: Callable[[], float],
+        processes: Callable[[], int] = lambda: 1,
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._processes = processes
         self._requests: dict[str, TokenBucket] = {}
         self._calls: dict[str, TokenBucket] = {}
 
@@ -62,10 +71,11 @@ class RateLimiter:
         if most is None:
             return
         now = self._clock()
+        share = most / self._processes()
         bucket = buckets.get(project.id)
         if bucket is None:
-            bucket = buckets[project.id] = TokenBucket(most / _MINUTE, most, now)
-        bucket.per_second, bucket.burst = most / _MINUTE, most  # the limit may have changed
+            bucket = buckets[project.id] = TokenBucket(share / _MINUTE, share, now)
+        bucket.per_second, bucket.burst = share / _MINUTE, share  # the limit may have changed
         wait = bucket.take(now, cost)
         if wait:
             raise TooManyRequestsError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from bitel.errors import InvalidServerError, NotFoundError, SettingsError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from bitel.api.auth import TokenSigner
     from bitel.client import Client
     from bitel.settings import Settings
     from bitel.steady_clock import SteadyClock
@@ -78,6 +80,17 @@ def open_database(
         yield settings, database
     finally:
         database.close()
+
+
+def open_signer(settings: Settings, database: Database) -> TokenSigner:
+    """The signer of tokens, with the keys of the database; the first one is made if there is none.
+
+    Raises SettingsError.
+    """
+    from bitel.api import signing_keys
+
+    secret = settings.signing_key_secret.get_secret_value()
+    return signing_keys.open_signer(database, settings.data_dir, secret, time.time)
 
 
 def read_clock(settings: Settings) -> SteadyClock:

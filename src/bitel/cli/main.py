@@ -14,6 +14,7 @@ from bitel.cli import (
     calls,
     campaigns,
     dnc,
+    keys,
     lists,
     projects,
     service,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(projects.app, name="project")
 app.add_typer(tokens.app, name="token")
+app.add_typer(keys.app, name="key")
 app.add_typer(campaigns.app, name="campaign")
 app.add_typer(voices.app, name="voice")
 app.add_typer(lists.app, name="list")

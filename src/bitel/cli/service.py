@@ -60,11 +60,10 @@ def init(config: common.Config = None) -> None:
     named = config or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
     made = _write(named)
     typer.echo(f"settings  {named.absolute()}{' (created)' if made else ''}")
-    with common.open_database(named, create=True) as (settings, _):
-        from bitel.api.auth import TokenSigner
+    with common.open_database(named, create=True) as (settings, database):
         from bitel.store import engines
 
-        TokenSigner.open(settings.data_dir)
+        common.open_signer(settings, database)
         typer.echo(f"data_dir  {settings.data_dir}")
         url = engines.parse_url(settings.effective_database_url)
         typer.echo(f"database  {engines.place(url)}")
@@ -218,7 +217,7 @@ def backup(
     ],
     config: common.Config = None,
 ) -> None:
-    """Copy the database, the recordings and the signing key, with the service running or not.
+    """Copy the database and the recordings, with the service running or not.
 
     A service that is started with the copy is paused until `bitel resume --drop-open` or
     `--keep-open`: calls that were open at this moment may have been made by then.

@@ -33,7 +33,6 @@ def create(
     """Create a token for a project and print it. It is good until revoked, or for DAYS."""
     from sqlalchemy import Connection
 
-    from bitel.api.auth import TokenSigner
     from bitel.domain.ids import new_id
     from bitel.store import tokens
 
@@ -48,7 +47,7 @@ def create(
         return project_id
 
     with common.open_database(config) as (settings, database):
-        signer = TokenSigner.open(settings.data_dir)
+        signer = common.open_signer(settings, database)
         project_id = database.write_now(work)
     print(signer.issue(project_id, token_id, expires_at))
 
@@ -98,12 +97,11 @@ def revoke(
     config: common.Config = None,
 ) -> None:
     """Revoke a token; it is refused from that moment on."""
-    from bitel.api.auth import TokenSigner
     from bitel.store import tokens
 
     with common.open_database(config) as (settings, database):
         token_id = token
         if "." in token:
-            token_id = TokenSigner.open(settings.data_dir).verify(token).token_id
+            token_id = common.open_signer(settings, database).verify(token).token_id
         if not database.write_now(lambda conn: tokens.revoke(conn, token_id, time.time())):
             raise NotFoundError(f"no token that is still good has the id {token_id[:64]!r}")

@@ -1,4 +1,4 @@
-"""Backups: a consistent copy of database, recordings and signing key of a running service.
+"""Backups: a consistent copy of database and recordings of a running service.
 
 The copy of the database contains a pause, so a service that is started with it dials nothing until
 the operator resumes it. Otherwise calls that were open at the time of the backup would be repeated.
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from sqlalchemy import URL
 
-from bitel.api.auth import KEY_FILE
+from bitel.api.signing_keys import KEY_FILE
 from bitel.errors import BitelError, ConflictError
 from bitel.recordings.files import sync
 from bitel.store import engines
@@ -73,6 +73,7 @@ def make_backup(
             _dump_postgresql(database, copy, reason, now)
         if local_recordings:
             _copy_recordings(voices, part / VOICES)
+        # Of an earlier version; since then the keys are in the database.
         key = data_dir / KEY_FILE
         if key.exists():
             _copy(key, part / KEY_FILE)

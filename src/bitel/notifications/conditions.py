@@ -183,6 +183,7 @@ class ConditionWatcher:
         dialers: each returns the conditions of one active dialer.
         folders: their file systems must have `disk_megabytes` (MiB) free; 0: not checked.
         low_balance: a balance below it is reported; None: not checked.
+        checks_balances: whether this process is the one, of several, that checks them now.
     """
 
     def __init__(
@@ -194,6 +195,7 @@ class ConditionWatcher:
         low_balance: Decimal | None,
         currency: str,
         put: Callable[[Change], None],
+        checks_balances: Callable[[], bool] = lambda: True,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
@@ -203,6 +205,7 @@ class ConditionWatcher:
         self._low_balance = low_balance
         self._currency = currency
         self._put = put
+        self._checks_balances = checks_balances
         self._monotonic = monotonic
         self._monitor = ConditionMonitor()
         self._balances_at = -BALANCE_INTERVAL
@@ -225,7 +228,8 @@ class ConditionWatcher:
             found += await asyncio.to_thread(low_disk, self._folders, self._disk_megabytes)
             kinds.add(Kind.DISK_LOW)
         limit = self._low_balance
-        if limit is not None and now - self._balances_at >= BALANCE_INTERVAL:
+        is_due = now - self._balances_at >= BALANCE_INTERVAL
+        if limit is not None and is_due and self._checks_balances():
             try:
                 found += await self._database.read(
                     lambda conn: low_balances(conn, limit, self._currency)

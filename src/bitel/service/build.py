@@ -15,10 +15,13 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
+from bitel.api import signing_keys
 from bitel.api.auth import TokenSigner
 from bitel.api.context import ApiContext
+from bitel.api.live_processes import LiveProcesses
 from bitel.api.rate_limits import quota_of
 from bitel.api.routes.health import Readiness
+from bitel.api.signing_keys import SigningKeyRefresher
 from bitel.dialer.call_attempt import CallObserver
 from bitel.dialer.config import sip_trunk_config
 from bitel.dialer.playlist import Playlists
@@ -114,6 +117,24 @@ def _duration(conn: Connection, id_: str) -> float | None:
     """Duration in seconds of a recording or of a part of a text; None without one."""
     seconds = recordings.duration(conn, id_)
     return speech_parts.duration(conn, id_) if seconds is None else seconds
+
+
+async def open_signer(resources: Resources) -> tuple[TokenSigner, SigningKeyRefresher]:
+    """The signer of tokens, and what keeps its keys those of the database.
+
+    Raises SettingsError if the keys can't be unwrapped, and UnavailableError.
+    """
+    settings, clock, database = resources.settings, resources.clock, resources.database
+    secret = settings.signing_key_secret.get_secret_value()
+
+    def system_clock() -> float:
+        return clock.date(clock())
+
+    keys = await database.write(
+        lambda conn: signing_keys.open_keys(conn, settings.data_dir, secret, system_clock())
+    )
+    signer = TokenSigner(keys, system_clock)
+    return signer, SigningKeyRefresher(signer, database, secret)
 
 
 def build_dialer(
@@ -231,6 +252,9 @@ def waker(workers: Sequence[DialerWorker]) -> Callable[[str], None]:
 def build_api(
     resources: Resources,
     workers: Sequence[DialerWorker],
+    signer: TokenSigner,
+    refresher: SigningKeyRefresher,
+    processes: LiveProcesses,
     renderer: TextRenderer,
     page: Page | None,
     pressure: StoragePressure,
@@ -251,7 +275,9 @@ def build_api(
         database=resources.database,
         voices=resources.voices,
         speech=resources.speech,
-        tokens=TokenSigner.open(resources.settings.data_dir),
+        tokens=signer,
+        find_key=refresher.find,
+        live_processes=functools.partial(getattr, processes, "count"),
         clock=resources.clock,
         date=resources.clock.date,
         on_placed=waker(workers),
@@ -284,10 +310,13 @@ def build_condition_watcher(
     resources: Resources,
     workers: Sequence[DialerWorker],
     *,
-    watch_balances: bool,
+    processes: LiveProcesses | None,
     put: Callable[[Change], None],
 ) -> ConditionWatcher:
-    """Finds what the operator is notified of, and calls `put` with it."""
+    """Finds what the operator is notified of, and calls `put` with it.
+
+    One of the `processes` that answer the API checks balances; None: this one is none of them.
+    """
     settings = resources.settings
 
     def conditions_of(worker: DialerWorker) -> Sequence[Condition]:
@@ -300,7 +329,8 @@ def build_condition_watcher(
         [functools.partial(conditions_of, worker) for worker in workers],
         [settings.data_dir],
         settings.notifications.disk_megabytes,
-        settings.notifications.low_balance if watch_balances else None,
+        settings.notifications.low_balance,
         settings.currency,
         put,
+        lambda: processes is not None and processes.is_first,
     )

@@ -16,11 +16,12 @@ import structlog
 
 from bitel.api.app import build_app
 from bitel.api.context import ApiContext
+from bitel.api.live_processes import LiveProcesses
 from bitel.api.routes.metrics import build_listener
 from bitel.dialer.config import sip_trunk_config
 from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.sip_trace import Keep, TraceStore
-from bitel.errors import BitelError
+from bitel.errors import BitelError, UnavailableError
 from bitel.maintenance.housekeeping import Housekeeper
 from bitel.maintenance.storage_pressure import StoragePressure
 from bitel.metrics import Page, Sources
@@ -43,6 +44,9 @@ from bitel.supervision import background
 from bitel.webhooks.deliverer import Deliverer
 
 log = structlog.get_logger(__name__)
+
+LEAVE_TIMEOUT: Final = 1.0
+"""Seconds that a process may take to tell the others that it stops."""
 
 WEBHOOK_DRAIN_TIMEOUT: Final = 5.0
 """Seconds that webhook deliveries in progress may take at the end."""
@@ -185,6 +189,11 @@ async def running(
         start = stack.enter_async_context
         resources = await start(build.open_resources(settings, shutdown))
         database, clock = resources.database, resources.clock
+        if has_api:
+            # Before anything is dialled, since it may fail.
+            signer, refresher = await build.open_signer(resources)
+            processes = LiveProcesses(database, clock)
+            await start(_counted(processes, shutdown))
         service = Running(resources)
         workers = service.workers
         dialer_ids = [each.id for each in settings.dialers]
@@ -195,6 +204,7 @@ async def running(
         sources = Sources(database, dialer_ids, clock, lag, pauses, clock_gap=lambda: clock.gap)
         log_confinement()
         if has_api:
+            sources.api_processes = functools.partial(getattr, processes, "count")
             sources.deliverer = deliverer = Deliverer(
                 database, clock, clock.date, allow_private=settings.webhook_allow_private
             )
@@ -222,7 +232,7 @@ async def running(
         if settings.notifications.url or settings.notifications.command:
             sender = NotificationSender(settings.notifications, lambda: clock.date(clock()))
             watcher = build.build_condition_watcher(
-                resources, workers, watch_balances=has_api, put=sender.put
+                resources, workers, processes=processes if has_api else None, put=sender.put
             )
             await start(background("sending notifications", sender.run))
             await start(background("looking for conditions", watcher.run))
@@ -230,7 +240,10 @@ async def running(
         if has_api:
             renderer = build.build_renderer(resources, workers)
             await start(background("rendering texts", renderer.run))
-            service.api = build.build_api(resources, workers, renderer, page, pressure, shutdown)
+            await start(background("refreshing keys", refresher.run))
+            service.api = build.build_api(
+                resources, workers, signer, refresher, processes, renderer, page, pressure, shutdown
+            )
             address = (settings.http.host, settings.http.port)
             service.http_address = await start(
                 serving(build_app(service.api), settings.http, address, "http.port", shutdown, stop)
@@ -266,6 +279,18 @@ async def _delivering(deliverer: Deliverer, shutdown: Shutdown) -> AsyncIterator
             log.warning("not_stopped_in_time", part="webhooks")
             task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _counted(processes: LiveProcesses, shutdown: Shutdown) -> AsyncIterator[None]:
+    """Share the rate limits with other processes inside the block."""
+    await processes.beat()
+    async with background("counting processes", processes.run):
+        yield
+    # Otherwise the others notice after a while.
+    with contextlib.suppress(UnavailableError, TimeoutError):
+        async with asyncio.timeout(shutdown.left(LEAVE_TIMEOUT)):
+            await processes.leave()
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ from bitel.settings.loading import (
     CONFIG_VARIABLE,
     DEFAULT_FILE,
     load,
+    read_secret,
     settings_file,
     unknown_variables,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "TraceSettings",
     "WorkerSlot",
     "load",
+    "read_secret",
     "settings_file",
     "settings_of",
     "split_address",

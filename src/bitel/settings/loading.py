@@ -230,7 +230,7 @@ def _resolve(model: type[BaseModel], data: dict[str, Any], where: str, folder: P
                     "set one"
                 )
             file = data.pop(f"{key}{FILE_SUFFIX}")
-            data[key] = _read_secret(f"{where}{key}{FILE_SUFFIX}", file, folder)
+            data[key] = read_secret(f"{where}{key}{FILE_SUFFIX}", file, folder)
         if key == "database_url" and isinstance(data.get(key), str):
             data[key] = _absolute_sqlite(data[key], folder)
         elif key in data and _names_file(field):
@@ -272,8 +272,9 @@ def _names_file(field: FieldInfo) -> bool:
     return any(isinstance(mark, FileName) for mark in [*field.metadata, *marks])
 
 
-def _read_secret(name: str, file: Any, folder: Path) -> str:
-    if not isinstance(file, str) or not file:
+def read_secret(name: str, file: Any, folder: Path = Path()) -> str:
+    """The secret in a file; `name` is that of the setting, for errors. Raises SettingsError."""
+    if not isinstance(file, str | Path) or not str(file):
         raise SettingsError(f"the setting {name} must be the name of a file")
     path = folder / file
     try:

@@ -120,9 +120,9 @@ class LimitSettings(Section):
     """Limits of projects that have none of their own. None: unlimited."""
 
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
-    """HTTP requests of one project a minute, at each process that answers HTTP."""
+    """HTTP requests of one project a minute; processes that answer HTTP share them equally."""
     calls_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Calls that one project may place a minute, at each process that answers HTTP."""
+    """Calls that one project may place a minute; processes that answer HTTP share them equally."""
     new_project_requests_per_minute: int | None = Field(default=3000, ge=1, le=1_000_000)
     """The `requests_per_minute` that `bitel project create` gives a project of its own."""
     new_project_calls_per_minute: int | None = Field(default=10_000, ge=1, le=10_000_000)
@@ -420,11 +420,15 @@ class Settings(BaseSettings):
     )
 
     data_dir: Annotated[Path, FileName(), AfterValidator(Path.absolute)] = Path("bitel-data")
-    """The folder of recordings, the SQLite file and the signing key; made with mode 0700. As every
-    file that the settings name, it is relative to the folder of the settings file; without one, or
-    from the environment, to the working directory."""
+    """The folder of recordings and the SQLite file; made with mode 0700. As every file that the
+    settings name, it is relative to the folder of the settings file; without one, or from the
+    environment, to the working directory."""
     database_url: SecretStr = SecretStr("")
     """Empty: SQLite in `data_dir`; `postgresql://…` where one machine is outgrown."""
+    signing_key_secret: values.KeySecret = SecretStr("")
+    """Encrypts the keys that sign tokens, which are in the database: with it, a copy of the
+    database is not enough to make a token. At least 16 characters; the same for every process of
+    the database. `signing_key_secret_file` names a file instead. Empty: they are not encrypted."""
     storage_url: SecretStr = SecretStr("")
     """Empty: recordings in `data_dir/voices`; `s3://bucket/prefix` keeps them there, see `[s3]`."""
     region: values.Region = "IR"

@@ -7,11 +7,14 @@ import re
 import shlex
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 import phonenumbers
 from pydantic import AfterValidator, SecretStr
+
+SHORTEST_KEY_SECRET: Final = 16
+"""Characters of the secret that encrypts signing keys."""
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -30,6 +33,15 @@ def _metrics_token(token: SecretStr) -> SecretStr:
     if any(ord(c) < 32 or ord(c) == 127 for c in text.strip()):
         raise ValueError("a token with a control character can't be sent in a header")
     return token
+
+
+def _key_secret(secret: SecretStr) -> SecretStr:
+    if 0 < len(secret.get_secret_value()) < SHORTEST_KEY_SECRET:
+        raise ValueError(
+            f"it has fewer than {SHORTEST_KEY_SECRET} characters; use what `openssl rand -hex 32` "
+            "prints"
+        )
+    return secret
 
 
 def _check_command(text: str) -> None:
@@ -230,6 +242,7 @@ ProxyUri = Annotated[
 DomainName = Annotated[str, AfterValidator(_domain)]
 ExtraHeaders = Annotated[dict[str, SecretStr], AfterValidator(_extra_headers)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+KeySecret = Annotated[SecretStr, AfterValidator(_key_secret)]
 MetricsToken = Annotated[SecretStr, AfterValidator(_metrics_token)]
 Command = Annotated[str, _readable(_check_command)]
 Region = Annotated[str, _readable(_check_region)]

@@ -180,6 +180,30 @@ token = Table(
     Column("revoked_at", Double),
 )
 
+signing_key = Table(
+    "signing_key",
+    metadata,
+    Column("id", _Id, primary_key=True),  # the kid of tokens that it signs
+    # Both by the system clock, as the expiry of tokens is.
+    Column("created_at", Double, nullable=False),
+    Column("retired_at", Double),  # its tokens are refused from then on; NULL: it is in use
+    Column("wrapping", String(32)),  # how `material` is encrypted; NULL: it is the key itself
+    Column("material", LargeBinary, nullable=False),
+)
+"""Keys that sign tokens: the newest one that is in use signs, and all are accepted until retired.
+
+Retired rows stay, so that a copy of their key in a file is not imported again."""
+
+api_process = Table(
+    "api_process",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", FreeText(64), nullable=False),  # host and process id
+    Column("beats", Integer, nullable=False),  # changes with each heartbeat
+    Column("seen_at", Double, nullable=False),
+)
+"""Processes that answer the API and share the rate limits of projects."""
+
 recording = Table(
     "recording",
     metadata,
@@ -651,6 +675,7 @@ webhook_event = Table(
     Column("due_at", Double),  # NULL: it is not tried any more
     Column("tries", Integer, nullable=False),  # begun, whether or not their end was written
     Column("state", String(9), nullable=False),
+    Column("leased_until", Double),  # a try is under way until then, or was cut off; NULL: none is
     CheckConstraint("state IN ('pending', 'delivered', 'given up')", name="state"),
     CheckConstraint("(state = 'pending') = (due_at IS NOT NULL)", name="only_pending_is_due"),
     Index("ix_webhook_event_project", "project_id", "id"),

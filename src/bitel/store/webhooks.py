@@ -5,6 +5,10 @@ each state that the call asks for. An event goes to the webhook that the call's 
 to that of its project; both are signed with the project's secret. A deliverer leases events: while
 one is in flight, its `due_at` is the end of the lease, so that a crash delays events but loses
 none.
+
+Any number of deliverers may work at once. A claim locks its events, a result counts only for the
+lease that it belongs to (the number of tries identifies it), and an event waits while another
+deliverer has an earlier one of its call.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ _LOOKS: Final = 5
 LEASE: Final = 60.0
 """Seconds after which an event that was claimed may be claimed again."""
 
+WAIT_FOR_EARLIER: Final = 1.0
+"""Seconds until an event is looked at again while another deliverer has an earlier one."""
+
 
 class CallOver(NamedTuple):
     """The content of the event at the end of a call."""
@@ -77,6 +84,8 @@ class Delivery:
     call_id: str | None
     """None: it is an event of a campaign."""
     content: CallOver | Snapshot
+    leased_until: float
+    """When another deliverer may claim it, in Unix seconds."""
     webhook_id: str | None = None
     """The webhook that its request named; None: it goes to that of the project."""
 
@@ -99,6 +108,8 @@ class DeliveryAttempt:
     """The failure in a few words; empty where there was an answer."""
     next_due: float | None = None
     """When to try again; None gives the event up, unless it was delivered."""
+    number: int = 0
+    """`Delivery.tries` of its claim; 0 for one that is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +183,27 @@ _TURN_OFF: Final = (
 _LEASE: Final = Statement(
     sa.update(webhook_event)
     .where(is_among(webhook_event.c.id, "leased"))
-    .values(due_at=sa.bindparam("until"), tries=webhook_event.c.tries + 1)
+    .values(
+        due_at=sa.bindparam("until"),
+        leased_until=sa.bindparam("until"),
+        tries=webhook_event.c.tries + 1,
+    )
+)
+_EARLIER: Final = Statement(
+    sa.select(*webhook_event.c["id", "call_id"]).where(
+        is_among(webhook_event.c.call_id, "calls"),
+        is_undelivered,
+        sa.or_(
+            webhook_event.c.leased_until > sa.bindparam("now"),
+            # Another transaction may be claiming it, or it waits for one before it.
+            sa.and_(webhook_event.c.tries == 0, webhook_event.c.due_at <= sa.bindparam("soon")),
+        ),
+    )
+)
+_WAIT: Final = Statement(
+    sa.update(webhook_event)
+    .where(is_among(webhook_event.c.id, "waiting"))
+    .values(due_at=sa.bindparam("until"))
 )
 
 PARKED: Final = 900.0
@@ -224,9 +255,13 @@ def claim_due(
     *,
     lease: float = LEASE,
     in_flight: Mapping[str, int] = NONE_TAKEN,
+    own: Collection[str] = (),
     after_project: str = "",
 ) -> list[Delivery]:
     """Lease up to `limit` due events, the longest due of each project first.
+
+    One whose call has an earlier event with another deliverer has to wait; `own` are the ids of
+    events that the caller has leased, and delivers in order by itself.
 
     Projects take turns, beginning after `after_project`: pass the project of the last delivery.
     Each gets up to `limit_per_project`, those it has `in_flight` already included. Projects without
@@ -241,7 +276,7 @@ def claim_due(
         if not off:
             break
         _set_aside(conn, off, now)
-    rows = [row for row in rows if _url(row) is not None]
+    rows = _in_order(conn, [row for row in rows if _url(row) is not None], own, now)
     if rows:
         _LEASE.run(conn, {"leased": [(row.id,) for row in rows], "until": now + lease})
     return [
@@ -254,10 +289,29 @@ def claim_due(
             created_at=row.created_at,
             call_id=row.call_id,
             content=_content(row),
+            leased_until=now + lease,
             webhook_id=row.webhook_id,
         )
         for row in rows
     ]
+
+
+def _in_order(conn: Connection, rows: Sequence[Any], own: Collection[str], now: float) -> list[Any]:
+    """The rows without those that another deliverer has an earlier event of, which have to wait."""
+    calls = sorted({row.call_id for row in rows if row.call_id is not None})
+    if not calls:
+        return list(rows)
+    asked = {"calls": [(each,) for each in calls], "now": now, "soon": now + WAIT_FOR_EARLIER}
+    mine = {row.id for row in rows}.union(own)
+    first: dict[str, str] = {}
+    for each in _EARLIER.rows(conn, asked):
+        if each.id not in mine:
+            first[each.call_id] = min(each.id, first.get(each.call_id, each.id))
+    waiting = {row.id for row in rows if row.call_id in first and first[row.call_id] < row.id}
+    if waiting:
+        ids = [(each,) for each in sorted(waiting)]
+        _WAIT.run(conn, {"waiting": ids, "until": now + WAIT_FOR_EARLIER})
+    return [row for row in rows if row.id not in waiting]
 
 
 def _url(row: Any) -> str | None:
@@ -287,19 +341,26 @@ _WRITE_TRIES: Final = Statement(
         sa.select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
     )
 )
-_results = values_parameter("results", *webhook_event.c["id", "state", "due_at"])
+_results = values_parameter("results", *webhook_event.c["id", "state", "due_at", "tries"])
 _WRITE_STATES: Final = Statement(
     sa.update(webhook_event)
     .where(
         webhook_event.c.id == _results.c.id,
-        sa.or_(webhook_event.c.state == PENDING, _results.c.state == DELIVERED),
+        sa.or_(
+            # A failure that comes after the end of its lease says nothing about the try after it.
+            sa.and_(webhook_event.c.state == PENDING, webhook_event.c.tries == _results.c.tries),
+            _results.c.state == DELIVERED,
+        ),
     )
-    .values(state=_results.c.state, due_at=_results.c.due_at)
+    .values(state=_results.c.state, due_at=_results.c.due_at, leased_until=sa.null())
 )
 
 
 def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
-    """Write results of tries. A failure does not change an event that was delivered."""
+    """Write results of tries.
+
+    A failure changes neither an event that was delivered nor one that was claimed again since.
+    """
     if not tried:
         return
     tries = [
@@ -309,8 +370,8 @@ def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
     _WRITE_TRIES.run(conn, {"tries": tries})
     # Of several results of one event, a delivery takes precedence.
     results = {
-        one.event_id: (one.event_id, *_state_after(one))
-        for one in sorted(tried, key=lambda one: one.delivered)
+        one.event_id: (one.event_id, *_state_after(one), one.number)
+        for one in sorted(tried, key=lambda one: (one.delivered, one.number))
     }
     _WRITE_STATES.run(conn, {"results": list(results.values())})
 
@@ -370,7 +431,7 @@ def history(
     conn: Connection, project_id: str | None = None, call_id: str | None = None, limit: int = 100
 ) -> list[Event]:
     """The last `limit` events, the newest first, with their tries."""
-    columns = [column for column in webhook_event.c if column.name != "body"]
+    columns = [each for each in webhook_event.c if each.name not in ("body", "leased_until")]
     wanted = sa.select(*columns).order_by(webhook_event.c.id.desc()).limit(limit)
     if project_id is not None:
         wanted = wanted.where(webhook_event.c.project_id == project_id)

@@ -3,7 +3,8 @@
 An event is written to the outbox in the transaction of what it says. A claim is a lease for one
 try: if this process ends before it has written the result, the event becomes due again when the
 lease expires. So delivery is at least once, always with the same id, by which receivers can drop
-repetitions.
+repetitions. A try does not begin when too little of its lease is left, as after a pause of the
+process: another one may have begun it.
 
 Each round is one transaction, which writes the results of finished tries and claims due events.
 """
@@ -129,8 +130,10 @@ class Deliverer:
         # httpx reads SSL_CERT_FILE, which may name an internal certificate authority.
         tls = httpx.create_ssl_context()
         self._client = HttpClient(Resolver(), tls, allow_private=allow_private, limits=limits)
+        self._longest_try = limits.answer + limits.body
         self._limiter = ConcurrencyLimiter(concurrency, per_project)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leased: set[str] = set()
         self._finished: list[_Finished] = []
         # By call or campaign, the end of the last try that was begun.
         self._posting: dict[str, asyncio.Event] = {}
@@ -184,7 +187,7 @@ class Deliverer:
         free = 0 if self._draining else self._limiter.free
         if not finished and free <= 0:
             return
-        taken, after = self._limiter.taken, self._last_project
+        taken, after, own = self._limiter.taken, self._last_project, frozenset(self._leased)
 
         def work(conn: Connection) -> tuple[set[str], Sequence[Delivery]]:
             turned_off = _write(conn, finished)
@@ -192,7 +195,7 @@ class Deliverer:
                 return turned_off, ()
             now, most = self._clock(), self._per_project
             return turned_off, outbox.claim_due(
-                conn, now, most, free, in_flight=taken, after_project=after
+                conn, now, most, free, in_flight=taken, own=own, after_project=after
             )
 
         try:
@@ -216,6 +219,7 @@ class Deliverer:
         for delivery in due:
             self._last_project = delivery.project_id
             self._limiter.begin(delivery.project_id)
+            self._leased.add(delivery.event_id)
             task = asyncio.create_task(self._deliver(delivery, self._turn(delivery)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -228,6 +232,12 @@ class Deliverer:
 
     async def _deliver(self, delivery: Delivery, turn: _Turn) -> None:
         """Make one try, and return when its result is written."""
+        try:
+            await self._try(delivery, turn)
+        finally:
+            self._leased.discard(delivery.event_id)
+
+    async def _try(self, delivery: Delivery, turn: _Turn) -> None:
         if turn.before is not None:
             # So the events of a call arrive in order, while their receiver answers.
             with contextlib.suppress(TimeoutError):
@@ -235,14 +245,19 @@ class Deliverer:
                     await turn.before.wait()
         begun = self._clock()
         failed = True
+        response = None
         try:
-            response = await self._post(delivery, self._date(begun))
-            failed = not response.delivered
+            if begun + self._longest_try < delivery.leased_until:
+                response = await self._post(delivery, self._date(begun))
+                failed = not response.delivered
         finally:
             self._limiter.end(delivery.project_id, failed=failed)
             turn.over.set()
             if self._posting.get(delivery.about) is turn.over:
                 del self._posting[delivery.about]
+        if response is None:
+            log.warning("webhook_lease_over", event_id=delivery.event_id)
+            return  # it is due again when its lease ends
         next_due = None
         if failed:
             ended = begun + response.seconds
@@ -257,6 +272,7 @@ class Deliverer:
             status_code=response.status,
             error=response.error,
             next_due=next_due,
+            number=delivery.tries,
         )
         finished = _Finished(delivery, attempt, asyncio.Event())
         self._finished.append(finished)
