@@ -232,6 +232,31 @@ async def test_bindings_that_cannot_be_read_end_no_registration(tmp_path: Path) 
             assert (await calls.call()).outcome is Outcome.ANSWERED
 
 
+async def test_of_several_workers_one_registers_and_another_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitel.dialer.registration.TURN_INTERVAL", 0.05)
+    first = True
+    async with carrier() as registrar:
+        registrar.does["REGISTER"] = answering(200)
+        async with dialer(
+            tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret"),
+            registers=lambda: first,
+        ):  # fmt: skip
+            await until(lambda: len(registrar.of("REGISTER")) == 1)
+            first = False
+            async with dialer(
+                tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret"),
+                registers=lambda: first,
+            ) as other:  # fmt: skip
+                await until(lambda: other.dialer.up)
+                assert len(registrar.of("REGISTER")) == 1
+                first = True
+                await until(lambda: len(registrar.of("REGISTER")) == 2)
+    contacts = {request.header("contact") for request in registrar.of("REGISTER")[:2]}
+    assert len(contacts) == 2
+
+
 async def test_an_unexpected_error_is_logged_and_registers_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

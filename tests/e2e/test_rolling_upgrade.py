@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from bitel.api.auth import TokenSigner
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from tests.support import phone_log
@@ -38,12 +37,10 @@ def former_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def service(tmp_path: Path, name: str, url: str, trunk: str = "") -> Stage:
-    """A machine: a data_dir of its own, and the keys and recordings that it shares."""
+    """A machine: a data_dir of its own, and recordings that it shares."""
     data_dir, shared = folder(tmp_path, f"{name}-data"), tmp_path / "shared"
     (shared / "voices").mkdir(parents=True, exist_ok=True)
     (data_dir / "voices").symlink_to(shared / "voices")
-    TokenSigner.open(shared)
-    shutil.copy2(shared / "signing.key", data_dir / "signing.key")
     return Stage(
         folder(tmp_path, name), rules=["*=answer:after=0.1"], record=False,
         dialer={"calls_per_second": 50, "ring_timeout": 10},
@@ -74,6 +71,10 @@ def test_the_version_before_and_this_one_work_side_by_side(
             old.start_service()
         trunk = f"sip:127.0.0.1:{old.ports.phone}"
         with service(tmp_path, "new", blank_postgres_url, trunk) as new:
+            # The version before has the key of tokens in its data_dir, on all machines.
+            assert old.data_dir is not None
+            assert new.data_dir is not None
+            shutil.copy2(old.data_dir / "signing.key", new.data_dir / "signing.key")
             key = token(new)
             with Client(key, old.url) as client:
                 voice = upload(old, client, 1.0)

@@ -74,6 +74,7 @@ async def dialer(
     sound: bytes = b"\xd5" * 320,
     playlists: PlaylistSource | None = None,
     clock: Callable[[], float] = time.time,
+    registers: Callable[[], bool] = lambda: True,
     **config: Any,
 ) -> AsyncIterator[Dialled]:
     """A dialer with T1 of 20 ms, so that a request times out after 1.3 s."""
@@ -96,6 +97,7 @@ async def dialer(
         observer=watch,
         system_clock=clock,
     )
+    made.registers = registers
     await made.start()
     try:
         yield Dialled(made)

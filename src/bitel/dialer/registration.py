@@ -37,6 +37,8 @@ NEXT_ADDRESS_PAUSE: Final = 0.5
 """Seconds before the next address is tried, until all have been."""
 SPENT: Final = 4
 """Sequence numbers that one REGISTER may use, as challenges send it again."""
+TURN_INTERVAL: Final = 1.0
+"""Seconds between two checks whether it is the turn of this worker to register."""
 LEAVING_TIMEOUT: Final = 2.0
 """Timeout in seconds for the removal of a binding."""
 _FROM_USER: Final = "-_.!~*'()&=+$,;?/"
@@ -177,28 +179,37 @@ class Registration:
 
 
 class RegistrationClient:
-    """Keeps one binding registered: `run`, then `leave`."""
+    """Keeps one binding registered: `run`, then `leave`.
+
+    `registers` says whether that is the task of this worker; of several, one does it.
+    """
 
     def __init__(
-        self, registration: Registration, resolver: Resolver, health: AddressHealth, ask: Ask
+        self,
+        registration: Registration,
+        resolver: Resolver,
+        health: AddressHealth,
+        ask: Ask,
+        registers: Callable[[], bool],
     ) -> None:
         self._registration = registration
         self._trunk = registration.trunk
         self._resolver = resolver
         self._health = health
         self._ask = ask
+        self._registers = registers
         self._at: Address | None = None
         self._moved = asyncio.Event()
 
     @property
     def valid(self) -> bool:
-        """Whether there is a binding that has not expired."""
-        return self._registration.valid
+        """Whether there is a binding that has not expired, or another worker sees to it."""
+        return self._registration.valid or not self._registers()
 
     async def run(self) -> None:
         """Register, refresh and retry until cancelled."""
         while True:
-            pause = await self._register()
+            pause = await self._register() if self._registers() else TURN_INTERVAL
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._moved.wait()
@@ -210,7 +221,7 @@ class RegistrationClient:
 
     async def leave(self) -> None:
         """Remove the binding, if any, within `LEAVING_TIMEOUT` seconds."""
-        if self.valid and self._at is not None:
+        if self._registration.valid and self._at is not None:
             await self._ask_briefly(self._registration.leave(self._at))
 
     async def _register(self) -> float:

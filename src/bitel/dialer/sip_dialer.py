@@ -115,6 +115,8 @@ class SipTrunkDialer(Dialer):
         """Checks that this process still owns its calls; set before `start`, or never."""
         self.has_lease: Callable[[], bool] = lambda: True
         """Whether an INVITE may be sent now."""
+        self.registers: Callable[[], bool] = lambda: True
+        """Whether it is the task of this worker to register, if the configuration says so."""
 
     @property
     def address(self) -> str:
@@ -210,6 +212,7 @@ class SipTrunkDialer(Dialer):
         except TlsFileError as fault:
             raise BitelError(f"SIP can't be spoken over TLS: {fault}") from fault
         await self.streamer.start()
+        self._trunks.registers = self.registers
         self._trunks.start(self._transport, self._address_is_silent)
         follow = partial(self._local.follow, self._move)
         self._following = asyncio.create_task(

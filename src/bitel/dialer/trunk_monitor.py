@@ -113,6 +113,8 @@ class TrunkMonitor:
         }
         self._health = AddressHealth(clock, config.ping_interval > 0, monotonic)
         self._registrations: dict[Trunk, RegistrationClient] = {}
+        self.registers: Callable[[], bool] = lambda: True
+        """Whether it is the task of this worker to register; of several, one does."""
         self._requests: PendingRequests | None = None
         self._pinger: Pinger | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -194,7 +196,7 @@ class TrunkMonitor:
                 config.outbound_proxy,
             )
             client = self._registrations[trunk] = RegistrationClient(
-                registration, self._resolver, self._health, requests.ask
+                registration, self._resolver, self._health, requests.ask, lambda: self.registers()
             )
             self._begin(f"register with {trunk.text}", client.run)
 

@@ -331,6 +331,12 @@ class Dispatcher:
         """
         return not self._lease.epoch or await self._lease_keeper.confirm()
 
+    def is_first_worker(self) -> bool:
+        """Whether this is the worker that does what one of the dialer's workers must do."""
+        if not self._lease.epoch:
+            return not self._database.is_shared
+        return self._lease_keeper.is_first
+
     def has_lease(self) -> bool:
         """Whether an INVITE may be sent now."""
         return not self._lease.epoch or self._lease_keeper.is_valid

@@ -106,6 +106,17 @@ class LeaseKeeper:
         since = self._monotonic() - self._renewed_at
         return not self._database.is_shared or since < LAPSES_AFTER
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no other worker of the dialer is older, those that stop not counted.
+
+        False before the first renewal, where there may be others.
+        """
+        if not self._database.is_shared:
+            return True
+        going_on = [each for each in self.workers if not (each.fenced or each.draining)]
+        return bool(going_on) and going_on[0].epoch == self._lease.epoch
+
     async def run(self) -> None:
         """Renew the lease until it is lost. Raises LostLease then."""
         watching = asyncio.create_task(self._watch())

@@ -188,6 +188,7 @@ def build_dialer(
         on_drain=on_drain,
     )
     trunk.confirm_lease, trunk.has_lease = dispatcher.confirm_lease, dispatcher.has_lease
+    trunk.registers = dispatcher.is_first_worker
     standby = Standby(
         dialer.id, dispatcher.worker, database, settings.data_dir, clock, number=slot.number
     )
