@@ -22,7 +22,7 @@ from sqlalchemy import URL, make_url
 
 from bitel.store import migrate
 from bitel.store.database import Database
-from bitel.store.schema import metadata
+from bitel.store.schema import metadata, schema_compatibility
 from tests.support.clocks import FakeClock
 from tests.support.postgres_server import new_postgres
 
@@ -102,7 +102,12 @@ def postgres_url(postgres_shared: URL) -> Iterator[str]:
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()",
         f"UPDATE alembic_version SET version_num = '{migrate.NEWEST}'",
-        *(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables)),
+        *(
+            f"DELETE FROM {table.name}"
+            for table in reversed(metadata.sorted_tables)
+            if table is not schema_compatibility
+        ),
+        "UPDATE schema_compatibility SET usable_since = '0009'",
     )
 
 

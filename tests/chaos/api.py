@@ -26,7 +26,9 @@ class NoAnswerError(Exception):
 class Api:
     """The API of the service at `url`. `problems` are answers that it must never give."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, name: str = "chaos") -> None:
+        """The keys of its requests begin with `name`."""
+        self._name = name
         self.problems: list[str] = []
         self._numbers = itertools.count()
         self._client = httpx.Client(base_url=url, timeout=CLIENT_TIMEOUT)
@@ -42,7 +44,7 @@ class Api:
 
     def place(self, path: str, body: dict[str, Any], patience: float) -> Any:
         """POST with an Idempotency-Key until it is answered with 200; the result."""
-        headers = {"Idempotency-Key": f"chaos-{next(self._numbers)}"}
+        headers = {"Idempotency-Key": f"{self._name}-{next(self._numbers)}"}
         return self._until_answered("POST", path, patience, json=body, headers=headers)
 
     def status(self, call_id: str, patience: float = 30.0) -> Any | None:

@@ -103,23 +103,21 @@ def _silent_normal(evidence: Evidence) -> Iterator[str]:
 
 @finds("number in two attempts at once")
 def _overlap(evidence: Evidence) -> Iterator[str]:
-    deaths = evidence.deaths()
     for number, invitations in evidence.by_number().items():
         for earlier, later in _all_pairs(invitations):
-            if later.first < earlier.end and not _forgotten(earlier, later, deaths):
+            if later.first < earlier.end and not _forgotten(evidence, earlier, later):
                 yield f"{number}: {story(evidence, earlier)} / {story(evidence, later)}"
 
 
 @finds("redialled too early after a crash")
 def _early_after_crash(evidence: Evidence) -> Iterator[str]:
     """An INVITE that a crash has forgotten may ring until ring time-out + 32 s after it left."""
-    deaths = evidence.deaths()
     for number, invitations in evidence.by_number().items():
         for position, earlier in enumerate(invitations):
             later = next((each for each in invitations[position + 1 :] if not each.silent), None)
             if later is None or earlier.silent:
                 continue
-            death = _forgotten(earlier, later, deaths)
+            death = _forgotten(evidence, earlier, later)
             wait = later.left - earlier.left
             if death is not None and wait < evidence.terms.crash_wait - EARLY:
                 yield (
@@ -169,10 +167,9 @@ def _uncertain_too_often(evidence: Evidence) -> Iterator[str]:
 
 @finds("redialled sooner than retryInterval")
 def _too_soon(evidence: Evidence) -> Iterator[str]:
-    deaths = evidence.deaths()
     for _, invitations in single(evidence):
         for earlier, later in itertools.pairwise(invitations):
-            if earlier.silent or _forgotten(earlier, later, deaths) or earlier.end > later.first:
+            if earlier.silent or _forgotten(evidence, earlier, later) or earlier.end > later.first:
                 continue
             wait = later.first - earlier.end
             if wait < evidence.terms.retry_interval - EARLY:
@@ -228,10 +225,12 @@ def _all_pairs(invitations: Sequence[Invitation]) -> Iterator[tuple[Invitation, 
     return itertools.combinations([each for each in invitations if not each.silent], 2)
 
 
-def _forgotten(earlier: Invitation, later: Invitation, deaths: Sequence[float]) -> float | None:
+def _forgotten(evidence: Evidence, earlier: Invitation, later: Invitation) -> float | None:
     """When a crash made the service forget `earlier` before it knew its final response."""
     settled = earlier.settled_at if earlier.settled_at is not None else float("inf")
-    for death in deaths:
+    if evidence.is_fleet and earlier.settled_at is not None:
+        return None  # it was another process that died
+    for death in evidence.deaths():
         if earlier.left <= death < min(settled, later.first):
             return death
     return None

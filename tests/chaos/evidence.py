@@ -182,6 +182,8 @@ class Evidence:
     """The lines of the service's log."""
     begun: float = 0.0
     ended: float = 0.0
+    is_fleet: bool = False
+    """Several processes dial: the end of one leaves the attempts of others as they are."""
 
     def by_number(self) -> Mapping[str, Sequence[Invitation]]:
         """The invitations of each number, in the order in which they came."""

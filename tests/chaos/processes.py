@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.chaos.evidence import Exit
@@ -61,9 +61,18 @@ def environment() -> dict[str, str]:
 class Service:
     """`bitel serve`, kept running until `stop`. Its ends and the lines of its log are kept."""
 
-    def __init__(self, config: Path, drain_timeout: float) -> None:
+    def __init__(
+        self,
+        config: Path,
+        drain_timeout: float,
+        options: Sequence[str] = (),
+        delay: Callable[[], float] = lambda: RESTART_DELAY,
+    ) -> None:
+        """`options` are of `bitel serve`; `delay` gives the seconds until it is started again."""
         self.exits: list[Exit] = []
         self.log: list[str] = []
+        self._options = options
+        self._delay = delay
         self._config = config
         self._patience = drain_timeout + 40.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -137,7 +146,14 @@ class Service:
             self._ready.clear()
             self._asked = ("by itself", 0.0)
             process = self._process = subprocess.Popen(
-                [sys.executable, "-m", "bitel.cli", "serve", f"--config={self._config}"],
+                [
+                    sys.executable,
+                    "-m",
+                    "bitel.cli",
+                    "serve",
+                    f"--config={self._config}",
+                    *self._options,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -150,7 +166,8 @@ class Service:
             now = time.monotonic()
             why, since = self._asked
             self.exits.append(Exit(now, status, why, now - since if since else 0.0))
-            time.sleep(RESTART_DELAY)
+            if not self._is_over:
+                time.sleep(self._delay())
 
     def _read_log(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None

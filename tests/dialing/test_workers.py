@@ -233,7 +233,7 @@ async def test_a_dead_worker_is_noticed_and_its_attempts_are_recovered(fleet: Fl
     survivor.phones.up = False
     ids = await fleet.play.place(4)
     dead.dispatcher.wake()
-    await until(lambda: fleet.running == [4, 0], timeout=5)
+    await until(lambda: len(dead.phones.ringing) == 4, timeout=5)
     heard = dead.phones.orders[0]
     dead.phones.answer(heard.attempt_id)
     await until(lambda: heard.attempt_id in dead.phones.playing)
@@ -247,13 +247,13 @@ async def test_a_dead_worker_is_noticed_and_its_attempts_are_recovered(fleet: Fl
     async with asyncio.timeout(10.0):
         while await workers() != ["worker-2"]:
             await asyncio.sleep(0.02)
-    assert survivor.dispatcher.is_first_worker()
+    await until(survivor.dispatcher.is_first_worker)
     await fleet.play.until_over([heard.call_id])
     assert (await fleet.play.call(heard.call_id)).status is CallStatus.UNKNOWN
     # Its channels count until its phones can ring no more.
     await fleet.play.place(4)
     survivor.dispatcher.wake()
-    await asyncio.sleep(0.5)
+    await until(lambda: survivor.dispatcher._shares.occupied.channels == 4)
     assert survivor.dispatcher.running == 0
     fleet.play.clock.now += RING_TIMEOUT + 33.0
     survivor.dispatcher.wake()

@@ -26,9 +26,9 @@ def workers(as_json: common.Json = False, config: common.Config = None) -> None:
     """List the processes that dial, on all machines that use the database."""
     from bitel.store import leases
 
-    with common.open_database(config) as (_, database):
+    with common.open_database(config) as (settings, database):
         found = database.read_now(leases.all_workers)
-    now = time.time()
+        now = common.read_clock(settings)()
     if as_json:
         common.print_json([_as_json(each, now) for each in found])
         return

@@ -360,8 +360,11 @@ class Dispatcher:
             for task in done:
                 task.result()
         except LostLease as lost:
-            await self._end_without_lease(lost)
-            raise
+            # A claim that fails does not know why; a renewal does.
+            await self._lease_keeper.confirm()
+            why = self._lease_keeper.lost or lost
+            await self._end_without_lease(why)
+            raise why from None
         finally:
             for task in [*tasks, journaling]:
                 task.cancel()

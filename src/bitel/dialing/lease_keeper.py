@@ -90,7 +90,8 @@ class LeaseKeeper:
         self.every = RENEW_SHARED if database.is_shared else RENEW_ALONE
         """Seconds between two renewals."""
         self._renewed_at = monotonic()
-        self._lost: LostLease | None = None
+        self.lost: LostLease | None = None
+        """Why the lease is lost; None: it is not known to be."""
         self._lost_event = asyncio.Event()
         self._has_lapsed = False
         self._monitors: dict[int, HeartbeatMonitor] = {}
@@ -101,7 +102,7 @@ class LeaseKeeper:
 
         A worker that has its database for itself need not fear that others dial as well.
         """
-        if self._lost is not None:
+        if self.lost is not None:
             return False
         since = self._monotonic() - self._renewed_at
         return not self._database.is_shared or since < LAPSES_AFTER
@@ -142,7 +143,7 @@ class LeaseKeeper:
         return True
 
     def _lose(self, lost: LostLease) -> None:
-        self._lost = lost
+        self.lost = lost
         self._lost_event.set()
 
     async def _renew_repeatedly(self) -> None:
@@ -151,8 +152,8 @@ class LeaseKeeper:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._lost_event.wait()
-            if self._lost is not None:
-                raise self._lost
+            if self.lost is not None:
+                raise self.lost
             try:
                 dead = await self._renew()
                 pause = self.every
@@ -231,7 +232,7 @@ class LeaseKeeper:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH)
-            if self._lost is None and not self.is_valid and not self._has_lapsed:
+            if self.lost is None and not self.is_valid and not self._has_lapsed:
                 self._has_lapsed = True
                 log.warning("lease_lapsed", dialer=self._lease.dialer_id)
                 self._on_lapse()
