@@ -20,10 +20,11 @@ peers: ## install the other SIP stacks, run the tests that call them, and write 
 	@scripts/peers
 	@$(PY) -m scripts.interop_docs $(ARGS)
 
-soak: ## the long tests, then a run with injected faults (ARGS), as in docs/operations.md
+soak: ## the long tests, then runs with injected faults, of one process (ARGS) and of several
 	@scripts/setup dev
 	@$(PY) -m pytest -m soak -n 2
 	@$(PY) -m tests.chaos $(ARGS)
+	@$(PY) -m tests.chaos.fleet --calls 1000
 
 fuzz: ## malformed input for SIP, SDP, RTP, forms and the journal, a minute each; see tests/fuzz
 	@scripts/setup dev
