@@ -52,7 +52,6 @@ from bitel.store.campaign_schedules import Page
 from bitel.store.claims import Claim, Room
 from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, Slot, WorkerState
-from bitel.store.number_exclusion import Occupied
 from bitel.store.pausing import InForce
 from bitel.store.recovery import FormerWorker, Recovered
 from bitel.store.settling import Settlement
@@ -196,6 +195,8 @@ class Dispatcher:
         """By project."""
         self._campaign_pace = CampaignPace(monotonic, self._shares)
         self._shared_at = -math.inf
+        self._seen_workers: set[int] = set()
+        """Epochs of the dialer's workers when calls of those that are gone were counted."""
         self._is_hungry = False
         """More calls were due at the last claim than it might begin."""
         self._claimed_before = 0
@@ -783,28 +784,34 @@ class Dispatcher:
             return
         self._shared_at = now
         if not self._shares.is_shared:
-            self._shares.occupied = await self._database.read(self._occupied)
+            await self._database.read(self._find_occupied)
             return
         shares, pace = self._shares, self._campaign_pace
         is_able = self._dialer.up and not self._draining and self._lease_keeper.is_valid
         usage = Usage(len(self._running), self._otp_running, self._is_hungry, is_able)
         needs = {**shares.needs(usage), **pace.needs(is_able=is_able)}
 
-        def work(conn: Connection) -> dict[str, int] | None:
-            shares.occupied = self._occupied(conn)
-            taken = {**shares.taken(), **pace.taken()}
-            return worker_shares.update(conn, self._lease, needs, taken)
+        def taken(conn: Connection) -> dict[str, int]:
+            self._find_occupied(conn)
+            return {**shares.taken(), **pace.taken()}
 
         try:
-            usable = await self._database.write(work)
+            usable = await self._database.write(
+                lambda conn: worker_shares.update(conn, self._lease, needs, taken)
+            )
         except BaseException:
             # It may have been written, with less than what this worker had.
             shares.apply({})
             raise
         shares.apply(usable or {})
 
-    def _occupied(self, conn: Connection) -> Occupied:
-        return number_exclusion.occupied(conn, self.dialer_id, self._clock())
+    def _find_occupied(self, conn: Connection) -> None:
+        """Count the channels of calls whose worker is gone: there may be some if one has gone."""
+        workers = {each.epoch for each in leases.workers(conn, self.dialer_id)}
+        if workers != self._seen_workers or self._shares.occupied.channels:
+            now = self._clock()
+            self._shares.occupied = number_exclusion.occupied(conn, self.dialer_id, now)
+            self._seen_workers = workers
 
     def _abandon_unanswered(self) -> None:
         """End the attempts that are not answered: other workers may make their calls."""

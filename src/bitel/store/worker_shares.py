@@ -6,7 +6,7 @@ Only workers that share a PostgreSQL have rows here. With SQLite a dialer has on
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -66,13 +66,14 @@ def update(
     conn: Connection,
     lease: Lease,
     needs: Mapping[str, Need],
-    taken: Mapping[str, int],
+    find_taken: Callable[[Connection], Mapping[str, int]],
 ) -> dict[str, int] | None:
     """Store what a worker needs and holds; returns what it may use. None: its lease has ended.
 
     Args:
         needs: by resource; of other resources the worker gives its places up.
-        taken: places of resources that are taken by calls which no worker has.
+        find_taken: returns places of resources that are taken by calls which no worker has. It runs
+            after the shares are read: the end of a lease removes shares, and may leave such calls.
     """
     if conn.dialect.name == "postgresql":  # SQLite has one writer
         conn.execute(_LOCK)
@@ -83,6 +84,7 @@ def update(
     rows: defaultdict[str, list[Any]] = defaultdict(list)
     for row in _SHARES.rows(conn, {"resources": wanted}):
         rows[row.resource].append(row)
+    taken = find_taken(conn)
     usable: dict[str, int] = {}
     new: list[tuple[Any, ...]] = []
     known: list[tuple[Any, ...]] = []
