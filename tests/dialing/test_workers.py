@@ -13,14 +13,15 @@ import pytest
 from bitel.dialing import lease_keeper
 from bitel.dialing.dialer import OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.dispatcher import Dispatcher
-from bitel.dialing.limit_shares import Limits
+from bitel.dialing.limit_shares import LimitGroup, Limits
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.errors import UnavailableError
 from bitel.store import calls, leases
 from bitel.store.database import Database
 from bitel.store.leases import LostLease, Slot
-from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer
+from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
+from tests.support import call_rows, factories
 from tests.support.clocks import FakeClock
 from tests.support.waiting import until
 
@@ -63,6 +64,12 @@ class Phones(ScriptedDialer):
         for future in self.playing.values():
             if not future.done():
                 future.set_result(None)
+
+    def cancel_all(self) -> None:
+        """End all calls that ring, and take no more."""
+        self.up = False
+        for attempt_id in list(self.ringing):
+            self.cancel(attempt_id)
 
     def cancel(self, attempt_id: str) -> None:
         self.called_off.add(attempt_id)
@@ -138,8 +145,7 @@ class WorkerUnderTest:
 
     async def stop(self) -> None:
         """Drain and release, as at SIGTERM."""
-        for attempt_id in list(self.phones.ringing):
-            self.phones.cancel(attempt_id)
+        self.phones.cancel_all()
         self.phones.hang_up()
         await self.dispatcher.drain(1.0)
         with contextlib.suppress(asyncio.CancelledError, LostLease):
@@ -318,3 +324,37 @@ async def test_a_worker_can_be_asked_to_drain(fleet: Fleet) -> None:
     assert drained == 1
     async with asyncio.timeout(5):
         await asked.wait()
+
+
+async def test_dialers_of_one_trunk_share_its_limits(database: Database) -> None:
+    play = Play(database, RunningClock())
+    await play.set_up()
+    group = LimitGroup("=trunk", ("main", "second"))
+    now = play.clock()
+    new = [
+        factories.new_call(play.project_id, play.recording_id, now, e164=f"+98935{n:07}",
+                           dialer_id=group.dialer_ids[n % 2])
+        for n in range(400)
+    ]  # fmt: skip
+    await database.write(lambda conn: call_rows.place(conn, new))
+    async with contextlib.AsyncExitStack() as stack:
+        dispatchers, phones = [], []
+        for dialer_id in group.dialer_ids:
+            phones.append(Phones(play.clock))
+            dispatchers.append(
+                Dispatcher(
+                    dialer_id, "w", phones[-1], Limits(6, 1000.0, RING_TIMEOUT), database, TARIFF,
+                    play.clock, monotonic=time.monotonic, limit_group=group,
+                )
+            )  # fmt: skip
+            await stack.enter_async_context(at_work(dispatchers[-1]))
+        for one in phones:
+            stack.callback(one.cancel_all)
+        async with asyncio.timeout(20):
+            while min(each.running for each in dispatchers) < 3:
+                assert sum(each.running for each in dispatchers) <= 6
+                for attempt_id in list(phones[0].ringing)[:1]:
+                    phones[0].answer(attempt_id)
+                phones[0].hang_up()
+                await asyncio.sleep(0.05)
+        assert sum(each.running for each in dispatchers) == 6

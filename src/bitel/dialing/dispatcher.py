@@ -29,7 +29,7 @@ from bitel.dialing.campaign_pace import CampaignPace
 from bitel.dialing.dialer import Dialer
 from bitel.dialing.journal import Journal
 from bitel.dialing.lease_keeper import ClaimMark, LeaseKeeper
-from bitel.dialing.limit_shares import Limits, LimitShares, Usage
+from bitel.dialing.limit_shares import LimitGroup, Limits, LimitShares, Usage
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
 from bitel.domain.calls import CallStatus, Lane
@@ -156,6 +156,7 @@ class Dispatcher:
         ahead: Callable[[], float] = lambda: 0.0,
         late_ms: Callable[[], float] = lambda: 0.0,
         on_drain: Callable[[], None] = lambda: None,
+        limit_group: LimitGroup | None = None,
     ) -> None:
         """Take no lease yet: that is `take_over`.
 
@@ -167,6 +168,7 @@ class Dispatcher:
                 `clock`.
             late_ms: how late RTP packets are, in milliseconds.
             on_drain: called when the operator has asked this worker to stop.
+            limit_group: the dialers for which `limits` hold together; None: this one alone.
         """
         self.figures = Figures()
         self.pressure = Backpressure()
@@ -180,7 +182,8 @@ class Dispatcher:
         self.worker = worker
         """The name of this worker in the dialer's row."""
         self._dialer = dialer
-        self._shares = LimitShares(dialer_id, limits, monotonic, database.is_shared)
+        group = limit_group or LimitGroup.of_one(dialer_id)
+        self._shares = LimitShares(group, limits, monotonic, database.is_shared)
         self._database = database
         self._tariff = tariff
         self._clock = clock
@@ -195,8 +198,8 @@ class Dispatcher:
         """By project."""
         self._campaign_pace = CampaignPace(monotonic, self._shares)
         self._shared_at = -math.inf
-        self._seen_workers: set[int] = set()
-        """Epochs of the dialer's workers when calls of those that are gone were counted."""
+        self._seen_workers: set[tuple[str, int]] = set()
+        """Workers, by dialer and epoch, when calls of those that are gone were counted."""
         self._is_hungry = False
         """More calls were due at the last claim than it might begin."""
         self._claimed_before = 0
@@ -807,10 +810,11 @@ class Dispatcher:
 
     def _find_occupied(self, conn: Connection) -> None:
         """Count the channels of calls whose worker is gone: there may be some if one has gone."""
-        workers = {each.epoch for each in leases.workers(conn, self.dialer_id)}
+        dialers = self._shares.group.dialer_ids
+        workers = {(e.dialer_id, e.epoch) for each in dialers for e in leases.workers(conn, each)}
         if workers != self._seen_workers or self._shares.occupied.channels:
             now = self._clock()
-            self._shares.occupied = number_exclusion.occupied(conn, self.dialer_id, now)
+            self._shares.occupied = number_exclusion.occupied(conn, dialers, now)
             self._seen_workers = workers
 
     def _abandon_unanswered(self) -> None:

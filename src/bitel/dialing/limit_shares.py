@@ -3,8 +3,7 @@
 Where a dialer has one worker, its limits are the whole ones. Where several may share a database,
 each limit is a resource of which every worker has a share: see `bitel.domain.limit_shares`. The
 dispatcher reports what it uses and wants a few times a second, between its claims, so that what it
-uses never exceeds what it has.
-
+uses never exceeds what it has. Dialers that share a trunk share its limits in the same way.
 """
 
 from __future__ import annotations
@@ -47,25 +46,39 @@ class Usage:
     """It may begin calls: it is not stopping, and reaches a carrier."""
 
 
+@dataclass(frozen=True, slots=True)
+class LimitGroup:
+    """The dialers that have their limits in common."""
+
+    name: str
+    dialer_ids: tuple[str, ...]
+
+    @classmethod
+    def of_one(cls, dialer_id: str) -> LimitGroup:
+        """A dialer that has its limits for itself."""
+        return cls(dialer_id, (dialer_id,))
+
+
 class LimitShares:
-    """The limits of one worker; `is_shared` if others may serve the same dialer.
+    """The limits of one worker; `is_shared` if other processes may serve the same dialer.
 
     `monotonic` gives seconds.
     """
 
     def __init__(
-        self, dialer_id: str, limits: Limits, monotonic: Callable[[], float], is_shared: bool
+        self, group: LimitGroup, limits: Limits, monotonic: Callable[[], float], is_shared: bool
     ) -> None:
         self.limits = limits
-        self.is_shared = is_shared
+        self.group = group
+        self.is_shared = is_shared or len(group.dialer_ids) > 1
         self.occupied = Occupied()
         """Calls whose worker is gone: their channels count as in use."""
         self.rate = Rate(limits.calls_per_second, monotonic())
         self._monotonic = monotonic
         self._usable: Mapping[str, int] = {}
-        self._channels = f"channels:{dialer_id}"
-        self._otp_channels = f"otp-channels:{dialer_id}"
-        self._calls = f"calls:{dialer_id}"
+        self._channels = f"channels:{group.name}"
+        self._otp_channels = f"otp-channels:{group.name}"
+        self._calls = f"calls:{group.name}"
 
     def change(self, limits: Limits) -> None:
         """Use other limits from now on."""

@@ -30,7 +30,7 @@ from bitel.dialing.backpressure import LoadSample
 from bitel.dialing.dispatcher import Dispatcher
 from bitel.dialing.journal import Journal
 from bitel.dialing.lease_keeper import ClaimMark
-from bitel.dialing.limit_shares import Limits
+from bitel.dialing.limit_shares import LimitGroup, Limits
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.standby import Standby
 from bitel.domain.ids import new_id
@@ -172,6 +172,10 @@ def build_dialer(
         worker=resources.worker,
         dialer=trunk,
         limits=dispatch_limits(dialer),
+        limit_group=LimitGroup(
+            f"={dialer.limit_group}" if dialer.limit_group else dialer.id,
+            settings.limit_group_of(dialer),
+        ),
         database=database,
         tariff=settings.price_list(),
         clock=clock,

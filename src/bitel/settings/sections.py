@@ -356,6 +356,10 @@ class DialerSettings(Section):
     """Channels out of `max_channels` that only one-time passwords may use."""
     calls_per_second: float = Field(default=10.0, gt=0, le=100_000)
     """New calls a second."""
+    limit_group: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,32}$")
+    """Dialers with the same name here share one trunk: `max_channels`, `otp_channels` and
+    `calls_per_second`, which must be the same for all of them, hold for them together. Empty: the
+    dialer has its limits for itself."""
     ring_timeout: float = Field(default=45.0, ge=1, le=600)
     """Seconds from the INVITE until it is given up unanswered."""
     uncertain_redials: int = Field(default=1, ge=0, le=10)
@@ -464,11 +468,33 @@ class Settings(BaseSettings):
     tariff: list[RateSettings] = Field(default_factory=list, max_length=10_000)
     dialers: list[DialerSettings] = Field(default_factory=list, max_length=64)
 
+    def _check_limit_groups(self) -> None:
+        first: dict[str, DialerSettings] = {}
+        for each in self.dialers:
+            if not each.limit_group:
+                continue
+            other = first.setdefault(each.limit_group, each)
+            for name in ("max_channels", "otp_channels", "calls_per_second"):
+                mine, theirs = getattr(each, name), getattr(other, name)
+                if mine != theirs:
+                    raise ValueError(
+                        f"dialers: {other.id!r} and {each.id!r} share the limit_group "
+                        f"{each.limit_group!r}, so {name} must be the same, not {theirs:g} and "
+                        f"{mine:g}"
+                    )
+
+    def limit_group_of(self, dialer: DialerSettings) -> tuple[str, ...]:
+        """The ids of the dialers that share its limits, its own included."""
+        if not dialer.limit_group:
+            return (dialer.id,)
+        return tuple(e.id for e in self.dialers if e.limit_group == dialer.limit_group)
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Settings:
         binds = [each.bind for each in self.dialers if not each.bind.endswith(":0")]
         _check_distinct([each.id for each in self.dialers], "dialers: two have the same id {!r}")
         _check_distinct(binds, "dialers: two have the same bind {!r}")
+        self._check_limit_groups()
         _check_distinct(
             [rate.prefix for rate in self.tariff],
             "tariff: two lines have the same prefix {!r}; keep one",

@@ -23,6 +23,7 @@ from bitel.store.sql_batch import (
     Statement,
     equals,
     for_each_database,
+    is_among,
     update_each,
     values_parameter,
 )
@@ -133,15 +134,15 @@ _OCCUPIED: Final = Statement(
     .where(
         may_ring,
         call.c.may_ring_until > _now,
-        call.c.dialer_id == sa.bindparam("dialer_id"),
+        is_among(call.c.dialer_id, "dialers"),
     )
     .group_by(call.c.campaign_id)
 )
 
 
-def occupied(conn: Connection, dialer_id: str, now: float) -> Occupied:
-    """The channels that count as in use although no worker has their calls."""
-    rows = _OCCUPIED.rows(conn, {"dialer_id": dialer_id, "now": now})
+def occupied(conn: Connection, dialer_ids: Iterable[str], now: float) -> Occupied:
+    """The channels of dialers that count as in use although no worker has their calls."""
+    rows = _OCCUPIED.rows(conn, {"dialers": [(each,) for each in dialer_ids], "now": now})
     of_campaigns = {row.campaign_id: row.channels for row in rows if row.campaign_id is not None}
     return Occupied(sum(row.channels for row in rows), of_campaigns)
 
