@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection
+from sqlalchemy import URL, Connection
 
 from bitel.api import signing_keys
 from bitel.api.auth import TokenSigner
@@ -48,8 +48,9 @@ from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
 from bitel.speech.renderer import TextRenderer
 from bitel.steady_clock import SteadyClock
-from bitel.store import engines, migrate, recordings, speech_parts
+from bitel.store import engines, migrate, recordings, speech_parts, wakeups
 from bitel.store.database import Database
+from bitel.store.wakeups import Wakeups
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +68,8 @@ class Resources:
     playlists: Playlists
     worker: str
     """The name of this process, as in `bitel workers`."""
+    wakeups: Wakeups | None = None
+    """To other processes; None where the database has none."""
 
 
 @contextlib.asynccontextmanager
@@ -239,19 +242,44 @@ def build_renderer(resources: Resources, workers: Sequence[DialerWorker]) -> Tex
         resources.speech,
         resources.clock,
         lambda: quota_of(resources.settings).stored_bytes,
-        waker(workers),
+        waker(resources, workers),
     )
 
 
-def waker(workers: Sequence[DialerWorker]) -> Callable[[str], None]:
-    """Wakes the dispatcher of a dialer, if it is one of `workers`."""
+def waker(resources: Resources, workers: Sequence[DialerWorker]) -> Callable[[str], None]:
+    """Wakes the dispatchers of a dialer, in this process and in others."""
     dispatchers = {each.dialer_id: each.dispatcher for each in workers}
 
     def wake(dialer_id: str) -> None:
         if dialer_id in dispatchers:
             dispatchers[dialer_id].wake()
+        if resources.wakeups is not None:
+            resources.wakeups.send(wakeups.calls_of(dialer_id))
 
     return wake
+
+
+def build_wakeups(
+    url: URL, workers: Sequence[DialerWorker], wake_deliverer: Callable[[], None]
+) -> Wakeups:
+    """Wakes parts of this process when another one has something for them.
+
+    `workers` grows during the start.
+    """
+    loop = asyncio.get_running_loop()
+
+    def wake(topic: str) -> None:
+        if topic in (wakeups.EVENTS, wakeups.EVERYTHING):
+            wake_deliverer()
+        for each in workers:
+            if topic in (wakeups.calls_of(each.dialer_id), wakeups.EVERYTHING):
+                each.dispatcher.wake()
+
+    def wake_soon(topic: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(wake, topic)
+
+    return Wakeups(url, wake_soon)
 
 
 def build_api(
@@ -285,7 +313,7 @@ def build_api(
         live_processes=functools.partial(getattr, processes, "count"),
         clock=resources.clock,
         date=resources.clock.date,
-        on_placed=waker(workers),
+        on_placed=waker(resources, workers),
         on_texts_placed=renderer.wake,
         metrics=page,
         ready=Readiness(

@@ -40,6 +40,7 @@ from bitel.service.http_server import serving
 from bitel.service.reloading import plan_reload
 from bitel.service.shutdown import Shutdown
 from bitel.settings import ONLY_WORKER, Settings, WorkerSlot, split_address
+from bitel.store import engines, wakeups
 from bitel.supervision import background
 from bitel.webhooks.deliverer import Deliverer
 
@@ -213,6 +214,12 @@ async def running(
             database, settings.data_dir, lambda: resources.settings.notifications.disk_megabytes
         )
         await start(background("storage", pressure.run))
+        wake_deliverer = deliverer.wake if has_api else lambda: None
+        if database.is_shared:
+            url = engines.parse_url(settings.effective_database_url)
+            resources.wakeups = build.build_wakeups(url, workers, wake_deliverer)
+            resources.wakeups.start()
+            stack.callback(resources.wakeups.close)
         if role != "api":
             keep = settings.traces
             traces = TraceStore(
@@ -221,7 +228,7 @@ async def running(
             )
             close_traces = functools.partial(asyncio.to_thread, traces.close)
             stack.push_async_callback(shutdown.step, "traces", close_traces)
-            on_settled = deliverer.wake if has_api else lambda: None
+            on_settled = functools.partial(_settled, resources, wake_deliverer)
             for dialer in settings.dialers:
                 worker = build.build_dialer(
                     dialer, slot, resources, traces, on_settled, lag, shutdown, stop.set
@@ -263,6 +270,13 @@ async def running(
             retention = build.build_retention(resources, workers)
             await start(background("retention", retention.run))
         yield service
+
+
+def _settled(resources: build.Resources, wake_deliverer: Callable[[], None]) -> None:
+    """Wake the deliverers of events, in this process and in others."""
+    wake_deliverer()
+    if resources.wakeups is not None:
+        resources.wakeups.send(wakeups.EVENTS)
 
 
 @contextlib.asynccontextmanager
