@@ -37,6 +37,31 @@ settings.register_profile("bitel", deadline=None)
 settings.load_profile("bitel")
 
 
+SLOW = ("e2e", "chaos")
+"""Folders whose tests wait for processes, and should not be the last ones of a run."""
+SLOWEST = ("test_campaign.py", "test_crash.py", "test_chaos.py", "test_state_webhooks.py",
+           "test_backup.py", "test_packet_loss.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let each process of a run begin with its part of the slow tests.
+
+    Each gets an equal part of the list in one piece, and takes over from others when it is done.
+    """
+    folder = Path(__file__).parent
+    slow: list[pytest.Item] = []
+    quick: list[pytest.Item] = []
+    for item in items:
+        is_slow = item.path.is_relative_to(folder) and item.path.parent.name in SLOW
+        (slow if is_slow else quick).append(item)
+    slow.sort(key=lambda item: item.path.name not in SLOWEST)
+    parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = []
+    for part in range(parts):
+        begin, end = len(quick) * part // parts, len(quick) * (part + 1) // parts
+        items += [*slow[part::parts], *quick[begin:end]]
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
