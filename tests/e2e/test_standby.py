@@ -103,6 +103,11 @@ def test_processes_with_data_dirs_of_their_own_dial_together(
             # Each worker has a part of the rate, so none can take all of them.
             wait_until(lambda: client.campaign(campaign)["state"] == "FINISHED", 30)
             assert client.campaign(campaign)["answered"] == 40
+        # The messages of each call are shown on any machine.
+        [ended, *_] = logged(first, "attempt_ended")
+        call = ended.partition(" call=")[2].split()[0]
+        assert "INVITE" in first.command("trace", call)
+        assert second.command("trace", call) == first.command("trace", call)
         assert min(len(logged(stage, "attempt_ended")) for stage in (first, second)) >= 1
         assert first.stop_service() == 0
         wait_until(lambda: bool(logged(same, "active")), 10)

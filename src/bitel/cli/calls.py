@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
     from bitel.settings import Settings
     from bitel.store.calls import AttemptRow
     from bitel.store.database import Database
+    from bitel.store.trace_requests import TraceLines
 
 LARGEST_PAGE = 1000
 """Calls of one request."""
 ERASED_AT_ONCE = 200
 """Calls that one transaction of `bitel erase` changes."""
+TRACE_TIMEOUT = 8.0
+"""Seconds in which workers must reply to a request for a trace."""
+TRACE_POLL = 0.2
 
 
 def call(
@@ -252,22 +257,48 @@ def _attempt_row(each: AttemptRow, date: Callable[[float], float]) -> dict[str, 
 def trace(call_id: common.Id, full: common.Full = False, config: common.Config = None) -> None:
     """Show the SIP messages of a call: one of the last, or one that ended in ERROR.
 
-    It reads the files of the machine that dialled. Credentials are not in them. The section
-    `traces` of the settings says how many calls are kept, and for how long.
+    They are in files of the machine that dialled; with PostgreSQL those of other machines are asked
+    for. Credentials are not in them. The section `traces` of the settings says how many calls are
+    kept, and for how long.
     """
     from bitel import settings
-    from bitel.dialer import sip_trace
+    from bitel.service.trace_replies import lines_of
+    from bitel.store import engines
 
-    data_dir = settings.load(config).data_dir
-    folders = _trace_folders(data_dir)
-    entries = [entry for folder in folders for entry in sip_trace.read(folder, call_id)]
-    if not entries:
-        raise NotFoundError(f"no trace of a call {call_id!r} is kept in {data_dir / 'traces'}")
-    for entry in entries:
-        if isinstance(entry, str):
-            typer.echo(entry)
-        else:
-            typer.echo(sip_trace.in_full(entry) if full else sip_trace.arrow(entry))
+    loaded = settings.load(config)
+    found = [lines_of(folder, call_id) for folder in _trace_folders(loaded.data_dir)]
+    if not any(each.short for each in found):
+        if engines.is_sqlite(engines.parse_url(loaded.effective_database_url)):
+            place = loaded.data_dir / "traces"
+            raise NotFoundError(f"no trace of a call {call_id!r} is kept in {place}")
+        found = _ask_others(call_id, config)
+    for lines in found:
+        for line in lines.full if full else lines.short:
+            typer.echo(line)
+
+
+def _ask_others(call_id: str, config: Path | None) -> list[TraceLines]:
+    """What the workers of other machines have of the call. Raises NotFoundError."""
+    from bitel.store import leases, trace_requests
+
+    with common.open_database(config) as (settings, database):
+        clock = common.read_clock(settings)
+        request = database.write_now(lambda conn: trace_requests.ask(conn, call_id, clock()))
+        workers = {each.name for each in database.read_now(leases.all_workers)}
+        found: dict[str, TraceLines] = {}
+        end = time.monotonic() + TRACE_TIMEOUT
+        while not workers <= found.keys() and time.monotonic() < end:
+            found = database.read_now(lambda conn: trace_requests.replies(conn, request))
+            if any(each.short for each in found.values()):
+                break
+            time.sleep(TRACE_POLL)  # polls the database
+        database.write_now(lambda conn: trace_requests.remove(conn, request))
+    lines = [each for _, each in sorted(found.items()) if each.short]
+    if not lines:
+        silent = ", ".join(sorted(workers - found.keys()))
+        but = f"; no reply from {silent}" if silent else ""
+        raise NotFoundError(f"no trace of a call {call_id!r} is kept by any worker{but}")
+    return lines
 
 
 def _trace_folders(data_dir: Path) -> list[Path]:

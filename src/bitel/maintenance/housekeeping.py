@@ -12,7 +12,14 @@ from sqlalchemy import Connection
 
 from bitel.dialing.standby import LONGEST_LOOK, HeartbeatMonitor
 from bitel.errors import UnavailableError
-from bitel.store import call_frequency, idempotency, monitoring, number_exclusion, recovery
+from bitel.store import (
+    call_frequency,
+    idempotency,
+    monitoring,
+    number_exclusion,
+    recovery,
+    trace_requests,
+)
 from bitel.store.database import Database
 from bitel.store.recovery import Orphan
 
@@ -105,6 +112,7 @@ class Housekeeper:
     def _work(self, conn: Connection) -> tuple[int, dict[str, Orphan], float | None]:
         now = self._clock()
         idempotency.forget_old(conn, now, MOST)
+        trace_requests.forget(conn, now)
         number_exclusion.forget_may_ring(conn, now, MOST)
         call_frequency.forget_old(conn, now, MOST_NUMBERS)
         expired = recovery.expire_orphans(conn, self._dialer_ids, now)

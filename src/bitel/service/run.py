@@ -39,6 +39,7 @@ from bitel.service.dialer_worker import DialerWorker
 from bitel.service.http_server import serving
 from bitel.service.reloading import plan_reload
 from bitel.service.shutdown import Shutdown
+from bitel.service.trace_replies import TraceReplies
 from bitel.settings import ONLY_WORKER, Settings, WorkerSlot, split_address
 from bitel.store import engines, wakeups
 from bitel.supervision import background
@@ -226,6 +227,11 @@ async def running(
                 settings.data_dir / f"traces{slot.suffix}",
                 Keep(keep.calls, keep.errors, keep.megabytes * 1024 * 1024, keep.days),
             )
+            if database.is_shared:
+                replies = TraceReplies(
+                    database, settings.data_dir / f"traces{slot.suffix}", resources.worker, clock
+                )
+                await start(background("replies for traces", replies.run))
             close_traces = functools.partial(asyncio.to_thread, traces.close)
             stack.push_async_callback(shutdown.step, "traces", close_traces)
             on_settled = functools.partial(_settled, resources, wake_deliverer)

@@ -587,6 +587,23 @@ worker_share = Table(
 )
 """The shares of the workers in limits that hold for all of them together."""
 
+trace_request = Table(
+    "trace_request",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("call_id", _Id, nullable=False),
+    Column("at", Double, nullable=False),
+)
+"""Requests for the SIP trace of a call, which is in files of the machine that dialled."""
+
+trace_reply = Table(
+    "trace_reply",
+    metadata,
+    Column("request_id", _Id, ForeignKey("trace_request.id"), primary_key=True),
+    Column("worker", FreeText(64), primary_key=True),
+    Column("lines", LargeBinary, nullable=False),  # JSON, compressed by zlib
+)
+
 SERVICE: Final = "service"
 DIALER: Final = "dialer"
 PROJECT: Final = "project"

@@ -48,6 +48,20 @@ def upgrade() -> None:
         sa.Column("held", sa.Integer(), nullable=False),
         sa.Column("is_able", sa.Boolean(), nullable=False),
     )
+    op.create_table(
+        "trace_request",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("call_id", sa.String(32), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+    )
+    op.create_table(
+        "trace_reply",
+        sa.Column(
+            "request_id", sa.String(32), sa.ForeignKey("trace_request.id"), primary_key=True
+        ),
+        sa.Column("worker", sa.String(64), primary_key=True),
+        sa.Column("lines", sa.LargeBinary(), nullable=False),
+    )
     may_ring = sa.text("may_ring_until IS NOT NULL")
     op.create_index("ix_call_may_ring_number", "call", ["e164", "project_id", "may_ring_until"],
                     sqlite_where=may_ring, postgresql_where=may_ring)
