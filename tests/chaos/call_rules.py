@@ -257,10 +257,26 @@ def _may_be_forgotten(evidence: Evidence, invitation: Invitation) -> bool:
     writable = _hidden_until(evidence, rang) + RECORDED_AFTER
     if any(rang <= death <= writable for death in evidence.deaths()):
         return True
+    if evidence.is_fleet and _lapsed(evidence, invitation):
+        return True
     terms = [each for each in evidence.exits if each.why == "term"]
     # A drain cancels what rings; whether that spends a retry is for the service to decide.
     return invitation.canceled_at is not None and any(
         each.at - each.seconds <= invitation.canceled_at <= each.at for each in terms
+    )
+
+
+def _lapsed(evidence: Evidence, invitation: Invitation) -> bool:
+    """Whether the service canceled it while a lease may have lapsed.
+
+    As with a drain, whether that spends a retry is for the service to decide.
+    """
+    canceled = invitation.canceled_at
+    faults = [each for each in evidence.faults if each.kind in _HIDING]
+    return (
+        canceled is not None
+        and canceled < invitation.left + evidence.terms.ring_timeout - EARLY
+        and any(each.at <= canceled <= each.until + RECORDED_AFTER for each in faults)
     )
 
 

@@ -328,6 +328,33 @@ async def test_an_abandoned_invite_is_not_repeated(tmp_path: Path) -> None:
         assert len(repeats) == sent
 
 
+async def test_a_response_that_has_arrived_counts_before_an_attempt_is_abandoned(
+    tmp_path: Path,
+) -> None:
+    async with carrier() as only, dialer(tmp_path, only.uri) as calls:
+        only.does["INVITE"] = answering(180)
+        call = asyncio.create_task(calls.call())
+        await until(lambda: bool(only.of("INVITE")))
+        # As after a pause of the process: it lies there, and was not read.
+        only.say(only.of("INVITE")[0], Answer(486))
+        calls.dialer.abandon("attempt1")
+        assert (await call).outcome is Outcome.BUSY
+
+
+async def test_an_attempt_that_has_rung_out_is_not_abandoned_as_if_it_had_not(
+    tmp_path: Path,
+) -> None:
+    async with carrier() as only, dialer(tmp_path, only.uri, ring_timeout=0.4) as calls:
+        only.does["INVITE"] = answering(180)
+        call = asyncio.create_task(calls.call())
+        await until(lambda: bool(only.of("INVITE")))
+        time.sleep(0.6)  # the process is paused
+        calls.dialer.abandon("attempt1")
+        await until(lambda: bool(only.of("CANCEL")))
+        only.say(only.of("INVITE")[0], Answer(487))
+        assert (await call).outcome is Outcome.NO_ANSWER
+
+
 async def test_and_is_canceled_once_it_rings(tmp_path: Path) -> None:
     async with carrier() as only, dialer(tmp_path, only.uri, t1=0.5) as calls:
         only.does["INVITE"] = silent

@@ -265,8 +265,19 @@ class SipTrunkDialer(Dialer):
 
     def abandon(self, attempt_id: str) -> None:
         """See `Dialer.abandon`."""
+        # After a pause of the process a final response may have arrived, which counts.
+        if self._transport is not None:
+            self._transport.after_reading(partial(self._abandon, attempt_id))
+
+    def _abandon(self, attempt_id: str) -> None:
         attempt = self._attempts.get(attempt_id)
-        if attempt is not None and attempt.leg is not None:
+        if attempt is None:
+            return
+        if attempt.leg is not None:
+            if attempt.answered_at is None and not attempt.rings_for():
+                # It has rung for all of its time, which a timer was late to find.
+                self._stop_ringing(attempt.leg)
+                return
             self._sip.agent.cancel(attempt.leg.call_id, self._sip.now(), repeat=False)
         self.cancel(attempt_id)
 

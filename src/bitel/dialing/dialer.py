@@ -64,9 +64,10 @@ class Dialer(Protocol):
         """
 
     def abandon(self, attempt_id: str) -> None:
-        """End an attempt that another worker may have taken over, as `cancel` does.
+        """End an attempt that another worker may have taken over, as `cancel` does, soon.
 
-        No INVITE is sent or retransmitted any more, so that no other phone begins to ring.
+        What has arrived by now still counts, as does the end of its ring time. No INVITE is sent or
+        retransmitted any more, so that no other phone begins to ring.
         """
 
     async def close(self) -> None:
