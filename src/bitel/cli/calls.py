@@ -293,7 +293,8 @@ def _ask_others(call_id: str, config: Path | None) -> list[TraceLines]:
                 break
             time.sleep(TRACE_POLL)  # polls the database
         database.write_now(lambda conn: trace_requests.remove(conn, request))
-    lines = [each for _, each in sorted(found.items()) if each.short]
+    # A standby has the folder of the process that it waits for.
+    lines = list({str(each): each for _, each in sorted(found.items()) if each.short}.values())
     if not lines:
         silent = ", ".join(sorted(workers - found.keys()))
         but = f"; no reply from {silent}" if silent else ""

@@ -234,7 +234,9 @@ async def running(
                 await start(background("replies for traces", replies.run))
             close_traces = functools.partial(asyncio.to_thread, traces.close)
             stack.push_async_callback(shutdown.step, "traces", close_traces)
-            on_settled = functools.partial(_settled, resources, wake_deliverer)
+            on_settled = wake_deliverer
+            if resources.wakeups is not None:
+                on_settled = functools.partial(_settled, resources.wakeups, wake_deliverer)
             for dialer in settings.dialers:
                 worker = build.build_dialer(
                     dialer, slot, resources, traces, on_settled, lag, shutdown, stop.set
@@ -278,11 +280,10 @@ async def running(
         yield service
 
 
-def _settled(resources: build.Resources, wake_deliverer: Callable[[], None]) -> None:
+def _settled(others: wakeups.Wakeups, wake_deliverer: Callable[[], None]) -> None:
     """Wake the deliverers of events, in this process and in others."""
     wake_deliverer()
-    if resources.wakeups is not None:
-        resources.wakeups.send(wakeups.EVENTS)
+    others.send(wakeups.EVENTS)
 
 
 @contextlib.asynccontextmanager

@@ -21,6 +21,9 @@ LARGEST: Final = 4 * 1024 * 1024
 """Bytes of a reply, compressed; a larger one is left out."""
 
 
+_TOO_LARGE: Final = "the trace is too large"
+
+
 class TraceRequest(NamedTuple):
     """A request for the trace of a call."""
 
@@ -58,7 +61,7 @@ def reply(conn: Connection, request: TraceRequest, worker: str, lines: TraceLine
     """Store what a process has of the call, if the request is still there."""
     text = zlib.compress(json.dumps(lines).encode())
     if len(text) > LARGEST:
-        text = zlib.compress(json.dumps(TraceLines(["the trace is too large"], [])).encode())
+        text = zlib.compress(json.dumps(TraceLines([_TOO_LARGE], [_TOO_LARGE])).encode())
     found = select(trace_request.c.id).where(trace_request.c.id == request.id).with_for_update()
     if conn.execute(found).first() is not None:
         values = {"request_id": request.id, "worker": worker, "lines": text}
