@@ -80,7 +80,7 @@ async def test_numbers_may_be_one_string(stage: Stage) -> None:
         (",".join(numbers(301)), "InvalidRequest", "not 301"),
         (["09121234567", 9121234567], "InvalidRequest", "phoneNumbers[1]"),
         (5, "InvalidRequest", "phoneNumbers"),
-        (None, "InvalidRequest", "phoneNumbers"),
+        (None, "InvalidRequest", "phoneNumbers is missing; recipients or listId may"),
         ({"a": "09121234567"}, "InvalidRequest", "phoneNumbers"),
         (["09121234567", "letters"], "InvalidPhoneNumber", "phoneNumbers[1] 'letters'"),
         ("09121234567,", "InvalidPhoneNumber", "phoneNumbers[1] ''"),

@@ -90,7 +90,7 @@ async def test_a_change_names_only_what_changes(stage: Stage) -> None:
         ({"callsPerSecond": 0}, "callsPerSecond must be more than 0"),
         ({"callsPerSecond": "5"}, "callsPerSecond must be a number"),
         ({"endAt": 1}, "endAt must lie in the future"),
-        ({"endAt": 1e12}, "endAt must be at most"),
+        ({"endAt": 1.76e12}, "endAt must be in Unix seconds, not in milliseconds"),
         ({"name": "x" * 101}, "name must have at most 100 characters"),
     ],
 )
@@ -276,6 +276,8 @@ async def test_a_list_stands_in_place_of_recipients(stage: Stage) -> None:
         refused = await client.post(f"{BATCH}/tts", json=body)
         placed = await client.post(f"{BATCH}/tts", json={**body, "skipInvalid": True})
         unknown = await client.post(f"{BATCH}/tts", json={**body, "listId": "0" * 32})
+        wrong = {**body, "text": "Dear {nam}.", "skipInvalid": True}
+        misspelt = await client.post(f"{BATCH}/tts", json=wrong)
     assert refused.json()["error"] == "InvalidPhoneNumber"
     assert refused.json()["message"].startswith("line 3 of listId '112'")
     envelope = placed.json()
@@ -285,6 +287,9 @@ async def test_a_list_stands_in_place_of_recipients(stage: Stage) -> None:
     assert names == ["Sara", "Ali"]
     assert unknown.json()["error"] == "InvalidRequest"
     assert "listId" in unknown.json()["message"]
+    assert misspelt.json()["message"] == (
+        "line 2 of listId has no variable 'nam', which the text needs; it has 'name'"
+    )
 
 
 async def test_a_repeated_request_with_a_key_places_nothing_more(stage: Stage) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.api.multipart import LONGEST_NAME, FilePart, harmless_name
+from bitel.api.multipart import LONGEST_NAME, OTHER_BYTES, FilePart, harmless_name
 from bitel.errors import InvalidRequestError
 
 
@@ -84,6 +84,20 @@ def test_a_field_that_is_sent_twice_is_refused() -> None:
 
     with pytest.raises(InvalidRequestError, match="more than one part named column"):
         asyncio.run(read())
+
+
+@pytest.mark.parametrize("size", [10, OTHER_BYTES + 1])
+def test_a_file_in_another_part_is_named(size: int) -> None:
+    body = (
+        b'--frontier\r\nContent-Disposition: form-data; name="audio"; filename="a.mp3"\r\n\r\n'
+        + b"x" * size
+        + b"\r\n--frontier--\r\n"
+    )
+    with pytest.raises(InvalidRequestError) as refused:
+        asyncio.run(take(body, []))
+    assert str(refused.value) == (
+        "the part file is missing from the multipart body; its file is the part 'audio'"
+    )
 
 
 @given(body=st.binary(max_size=500), cuts=CUTS)

@@ -72,7 +72,8 @@ def test_a_bad_number_is_named_by_its_line(shell: Shell, batches: Service, tmp_p
     status, out, err = shell.run("batch", str(file), "--voice", VOICE_ID)
     assert (status, out) == (1, "")
     expected = f"{file} line 5, column 'phone': '0912' is not the number of a subscriber"
-    assert err == f"bitel: {expected}\n"
+    hint = "--dry-run shows all such lines, and --skip-invalid leaves them out"
+    assert err == f"bitel: {expected}; {hint}\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe", b"phone\n", b"0912\n\xff\xff\xff"])

@@ -109,6 +109,22 @@ def test_a_dry_run_shows_each_bad_row(shell: Shell, run: Run, live: Stage, tmp_p
     assert run("list", "show") == []
 
 
+def test_a_dry_run_checks_the_variables_of_the_text(
+    shell: Shell, live: Stage, tmp_path: Path
+) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text(GOOD)
+    status, out, err = shell.run("batch", str(file), "--text", "Dear {nam}.", "--dry-run")
+    assert (status, out.split()[:2]) == (1, ["not", "stored"])
+    assert err == (
+        f"bitel: {file} has no column 'nam', which the text needs; its columns for texts "
+        "are: name\n"
+    )
+    assert shell.run("batch", str(file), "--text", "Dear {name}.", "--dry-run")[0] == 0
+    status, _, err = shell.run("batch", str(file), "--text", "Dear {name", "--dry-run")
+    assert (status, "without its counterpart" in err) == (1, True)
+
+
 def test_a_file_with_references_is_called_as_a_list(
     shell: Shell, run: Run, live: Stage, tmp_path: Path
 ) -> None:

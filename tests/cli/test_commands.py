@@ -203,6 +203,23 @@ def test_waiting_succeeds_only_with_an_answered_call(
     assert (status, json.loads(out)) == (expected, final)
 
 
+def test_waiting_shows_why_a_call_failed(
+    shell: Shell, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitel.client.POLL_INTERVAL", 0.001)
+    final = {**OVER, "status": "ERROR", "statusCode": 11, "billSec": 0}
+    details = {**final, "campaignId": None, "reference": None, "machine": None, "keys": "",
+               "reason": "on the do-not-call list", "attempts": []}  # fmt: skip
+    service.on("POST /api/v2/voice/single", final)
+    service.on(f"GET /api/v2/voice/status/{CALL['id']}", final)
+    service.on(f"GET /api/v2/voice/calls/{CALL['id']}", details)
+    status, out, _ = shell.run("call", "0912", "--voice", "a" * 32, "--wait")
+    assert (status, out) == (
+        1,
+        f"{CALL['id']}  ERROR  0912\n   reason: on the do-not-call list\n",
+    )
+
+
 def test_a_status_is_shown(shell: Shell, service: Service) -> None:
     service.on(f"GET /api/v2/voice/status/{CALL['id']}", OVER)
     status, out, _ = shell.run("status", CALL["id"])
@@ -238,10 +255,25 @@ def test_a_service_that_is_not_there_is_told(
     status, _, err = shell.run("status", "x")
     assert status == 1
     assert "http://127.0.0.1:1" in err
-    for wrong in ("localhost", "ftp://x", "http://"):
+    for wrong in ("localhost", "ftp://x"):
         monkeypatch.setenv("BITEL_URL", wrong)
         status, _, err = shell.run("status", "x")
-        assert (status, err.count("\n")) == (1, 1), err
+        assert (status, err.startswith("bitel: BITEL_URL must be an address")) == (1, True), err
+    monkeypatch.setenv("BITEL_URL", "http://")
+    status, _, err = shell.run("status", "x")
+    assert (status, err.count("\n")) == (1, 1), err
+
+
+def test_an_address_with_the_path_of_the_api_is_refused(
+    shell: Shell, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.on("GET /prefix/api/v2/voice/status/x", CALL)
+    for path in ("/api/v2", "/api/v1/"):
+        monkeypatch.setenv("BITEL_URL", service.url + path)
+        status, _, err = shell.run("status", "x")
+        assert (status, "without the path of the API" in err) == (1, True)
+    monkeypatch.setenv("BITEL_URL", f"{service.url}/prefix")
+    assert shell.run("status", "x")[0] == 0, "a proxy may have a prefix"
 
 
 def test_the_address_comes_from_the_settings_without_a_url(

@@ -47,6 +47,8 @@ class FilePart:
         self._preamble: bytes | None = b""
         """The bytes before the first delimiter; None after it was found."""
         self._found = False
+        self._misnamed = ""
+        """The name of another part that is a file."""
         self._inside = False
         self._ended = False
         self._parts = 0
@@ -82,13 +84,19 @@ class FilePart:
             content = b"".join(self._feed(piece))
             others += len(piece) - len(content)
             if others > OTHER_BYTES:
+                if self._misnamed and not self._found:
+                    raise self._missing()
                 raise InvalidRequestError(f"the body carries too much besides the part {FIELD}")
             if content:
                 yield content
         if not self._ended:
             raise InvalidRequestError("the multipart body ends before its last boundary")
         if not self._found:
-            raise InvalidRequestError(f"the part {FIELD} is missing from the multipart body")
+            raise self._missing()
+
+    def _missing(self) -> InvalidRequestError:
+        but = f"; its file is the part {self._misnamed!r}" if self._misnamed else ""
+        return InvalidRequestError(f"the part {FIELD} is missing from the multipart body{but}")
 
     def _feed(self, piece: bytes) -> list[bytes]:
         self._taken = []
@@ -140,6 +148,8 @@ class FilePart:
         self._inside = field == FIELD
         if not self._inside:
             self._field = field if field in self._wanted else None
+            if options.get(b"filename"):
+                self._misnamed = field[:LONGEST_NAME]
             if field in self.fields:
                 raise InvalidRequestError(
                     f"the multipart body has more than one part named {field}"

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from bitel.api.schemas import Body
+from bitel.api.schemas import LAST_DATE, Body
 from bitel.errors import InvalidRequestError, PayloadTooLargeError
 
 BODY_SECONDS: Final = 30.0
@@ -172,9 +172,9 @@ _SENTENCES: Final = {
     "int_type": "{field} must be a whole number",
     "int_from_float": "{field} must be a whole number",
     "int_parsing_size": "{field} is out of range",
-    "greater_than_equal": "{field} must be at least {ge}",
-    "less_than_equal": "{field} must be at most {le}",
-    "greater_than": "{field} must be more than {gt}",
+    "greater_than_equal": "{field} must be at least {ge:.15g}",
+    "less_than_equal": "{field} must be at most {le:.15g}",
+    "greater_than": "{field} must be more than {gt:.15g}",
     "string_too_long": "{field} must have at most {max_length} characters",
     "too_long": "{field} must hold at most {max_length} entries",
     "float_type": "{field} must be a number",
@@ -197,6 +197,8 @@ def sentence(fault: ValidationError) -> str:
         return str(first["ctx"]["error"])
     field = _place([part for part in first["loc"] if part not in _BRANCHES]) or "the body"
     text = _SENTENCES.get(first["type"])
+    if first["type"] == "less_than_equal" and first["ctx"]["le"] == LAST_DATE:
+        return f"{field} must be in Unix seconds, not in milliseconds"
     if text is None:
         return f"{field}: {first['msg']}"
     return text.format(field=field, **first.get("ctx", {}))

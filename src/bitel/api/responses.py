@@ -53,8 +53,8 @@ _LIST: Final[dict[str, Any]] = {
 _INVALID_ROW: Final[dict[str, Any]] = {
     "line": 4,
     "value": "0912",
-    "message": "phoneNumber '0912' is not the number of a subscriber; write all its digits, as in "
-    "IR or with its country code (+98…)",
+    "message": "phoneNumber '0912' is not the number of a subscriber; write all its digits, as "
+    "dialed within IR, or with its country code (+98…)",
 }
 _CAMPAIGN_ID: Final = "0197b2a4c1d07e63a5f81c0d9be24f16"
 _SKIPPED: Final[dict[str, Any]] = {

@@ -243,7 +243,7 @@ class BatchTerms(RequestTerms):
         given = [self.phone_numbers, self.recipients, self.list_id]
         if sum(each is not None for each in given) != 1:
             if all(each is None for each in given):
-                raise ValueError("phoneNumbers is missing")
+                raise ValueError("phoneNumbers is missing; recipients or listId may take its place")
             raise ValueError("give one of phoneNumbers, recipients and listId, not several")
         return self
 

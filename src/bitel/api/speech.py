@@ -198,7 +198,7 @@ def _seconds_of_each(
 
     seconds: list[float] = []
     for number, recipient in enumerate(recipients):
-        row = f"recipients[{number}]"
+        row = _row(number, recipient)
         try:
             parts = templates.fill(template, recipient.variables, row)
             chars = sum(map(len, parts)) + len(parts) - 1
@@ -212,3 +212,8 @@ def _seconds_of_each(
                 raise
             faults[number] = str(fault)
     return seconds
+
+
+def _row(number: int, recipient: Recipient) -> str:
+    """The name of a recipient in errors: that of the request, or the line of the list's file."""
+    return f"recipients[{number}]" if recipient.line is None else f"line {recipient.line} of listId"

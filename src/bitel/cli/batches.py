@@ -23,7 +23,13 @@ from bitel.cli.number_lists import (
     read_number_list,
 )
 from bitel.cli.voices import voice_id
-from bitel.errors import BitelError, InvalidRequestError
+from bitel.domain import templates
+from bitel.errors import (
+    BitelError,
+    ForbiddenError,
+    InvalidPhoneNumberError,
+    InvalidRequestError,
+)
 
 if TYPE_CHECKING:
     from bitel.client import Batch, BatchOptions, Client, InvalidRow
@@ -113,7 +119,7 @@ def batch(
     of recipients; of other files, the numbers are read here.
     """
     if dry_run:
-        _check(file, column, skip_invalid, as_json, config)
+        _check(file, column, text, skip_invalid, as_json, config)
         return
     if (voice is None) == (text is None):
         raise typer.BadParameter("give either --voice or --text")
@@ -156,9 +162,18 @@ def batch(
 
 
 def _check(
-    file: Path, column: str | None, skip_invalid: bool, as_json: bool, config: Path | None
+    file: Path,
+    column: str | None,
+    text: str | None,
+    skip_invalid: bool,
+    as_json: bool,
+    config: Path | None,
 ) -> None:
-    """Show what the service would make of a file. Exits with 1 if a row can't be called."""
+    """Show what the service would make of a file. Exits with 1 if a row can't be called.
+
+    Raises InvalidRequestError for a text with a variable that is no column of the file.
+    """
+    variables = templates.parse(text).variables if text and "{" in text else ()
     with common.open_client(config) as client, _on_disk(file, _read(file)) as source:
         found = send_list(
             client,
@@ -169,6 +184,12 @@ def _check(
             skip_duplicates=True,
         )
     show_upload(found, as_json)
+    if unknown := [name for name in variables if name not in found["columns"]]:
+        columns = ", ".join(found["columns"]) or "none"
+        raise InvalidRequestError(
+            f"{file} has no column {unknown[0]!r}, which the text needs; its columns for texts "
+            f"are: {columns}"
+        )
     if not found["recipients"] or (found["invalidCount"] and not skip_invalid):
         raise typer.Exit(1)
 
@@ -187,6 +208,11 @@ def _place_numbers(
             placed = client.batch_tts(found.numbers, text, language=language, **options)
         else:
             placed = client.batch(found.numbers, voice_id(client, voice or ""), **options)
+    except (InvalidPhoneNumberError, ForbiddenError) as error:
+        why = located(error, found, str(file))
+        raise InvalidRequestError(
+            f"{why}; --dry-run shows all such lines, and --skip-invalid leaves them out"
+        ) from None
     except BitelError as error:
         raise located(error, found, str(file)) from None
     for each in placed["skipped"]:

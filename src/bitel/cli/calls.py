@@ -54,10 +54,14 @@ def call(
         played = voice_id(client, voice)
         placed = client.call(number, played, retry_count=retries, server_id=server)
         if wait:
-            with _spinner(f"calling {number}"):
+            with _spinner(f"calling {number} (`bitel status {placed['id']} --details`)"):
                 placed = client.wait(placed["id"], math.inf)
-    _show(placed, as_json)
-    if wait and placed["status"] != "NORMAL":
+        is_failed = wait and placed["status"] != "NORMAL"
+        if is_failed and not as_json:
+            _show_details(client.call_details(placed["id"]), as_json)
+        else:
+            _show(placed, as_json)
+    if is_failed:
         raise typer.Exit(1)
 
 

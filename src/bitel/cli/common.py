@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from typer import Argument, BadParameter, Option
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from bitel.store.projects import Project
 
 T = TypeVar("T")
+
+_API_PATH: Final = re.compile(r"/api/v\d+/?$")
 
 Config = Annotated[
     Path | None,
@@ -138,7 +141,13 @@ def open_client(config: Path | None) -> Client:
         raise SettingsError(
             "BITEL_TOKEN must hold a token, as `bitel token create PROJECT` prints it"
         )
-    return Client(token, os.environ.get("BITEL_URL") or _local_url(config))
+    url = os.environ.get("BITEL_URL")
+    if url and (not url.lower().startswith(("http://", "https://")) or _API_PATH.search(url)):
+        raise SettingsError(
+            f"BITEL_URL must be an address such as http://127.0.0.1:8080, without the path of "
+            f"the API, not {url!r}"
+        )
+    return Client(token, url or _local_url(config))
 
 
 def _local_url(config: Path | None) -> str:

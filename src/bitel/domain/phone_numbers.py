@@ -78,7 +78,7 @@ def to_e164(written: str, region: str, extra_prefixes: Sequence[str] = ()) -> st
                 return number
     raise InvalidPhoneNumberError(
         f"phoneNumber {written[:LONGEST_WRITTEN]!r} is not the number of a subscriber; "
-        f"write all its digits, as in {region} or with its country code (+98…)"
+        f"write all its digits, as dialed within {region}, or with its country code (+98…)"
     )
 
 

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from bitel.errors import InvalidRequestError
@@ -22,6 +23,8 @@ MAX_NAME: Final = 64
 """Characters of a variable's name."""
 MAX_VALUE: Final = 200
 """Characters of a variable's value."""
+MAX_LISTED: Final = 10
+"""Names of variables that an error message lists."""
 
 # Columns of spreadsheets have spaces within their names, Persian words joiners.
 _WITHIN_NAME: Final = frozenset("_- \u200c")
@@ -127,7 +130,9 @@ def _fill_word(word: Word, variables: Mapping[str, str], row: str) -> tuple[str,
             continue
         value = variables.get(item.name)
         if value is None:
-            raise InvalidRequestError(f"{row} has no variable {item.name!r}, which the text needs")
+            raise InvalidRequestError(
+                f"{row} has no variable {item.name!r}, which the text needs{_known(variables)}"
+            )
         if len(value) > MAX_VALUE:
             raise InvalidRequestError(
                 f"the variable {item.name!r} of {row} has {len(value)} characters; at most "
@@ -137,6 +142,15 @@ def _fill_word(word: Word, variables: Mapping[str, str], row: str) -> tuple[str,
         has_value = has_value or bool(value)
         filled += value
     return filled.strip(), has_value
+
+
+def _known(variables: Mapping[str, str]) -> str:
+    """The end of a sentence that lists the names of some variables; empty if there are none."""
+    if not variables:
+        return ""
+    names = ", ".join(repr(name[:MAX_NAME]) for name in islice(variables, MAX_LISTED))
+    more = f" and {len(variables) - MAX_LISTED} more" if len(variables) > MAX_LISTED else ""
+    return f"; it has {names}{more}"
 
 
 def _add_literal(parts: list[str], literal: str) -> None:
