@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bitel.api.speech import SpeechService
+from bitel.api.speech import MOST_LISTED, SpeechService
 from bitel.domain.calls import Lane
 from bitel.domain.recipients import Recipient
 from bitel.errors import InvalidRequestError
@@ -251,3 +251,12 @@ async def test_a_personal_text_that_cant_be_spoken_is_refused_with_its_row(
     with pytest.raises(InvalidRequestError) as refused:
         await SpeechService(stage.parts).template(text, language, people)
     assert str(refused.value).startswith(message)
+
+
+async def test_a_missing_variable_lists_those_that_there_are(sqlite_stage: Stage) -> None:
+    person = Recipient(NUMBER, variables={f"c{n}": "" for n in range(MOST_LISTED + 2)}, line=7)
+    with pytest.raises(InvalidRequestError) as refused:
+        await SpeechService(sqlite_stage.parts).template("{name}", None, [person])
+    found = str(refused.value)
+    assert found.startswith("line 7 of listId has no variable 'name', which the text needs; it has")
+    assert found.endswith("'c8', 'c9' and 2 more")

@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.domain.templates import (
-    MAX_LISTED,
-    MAX_PLACEHOLDERS,
-    fill,
-    is_speakable,
-    parse,
-    variables_of,
-)
+from bitel.domain.templates import MAX_PLACEHOLDERS, fill, is_speakable, parse, variables_of
 from bitel.errors import InvalidRequestError
 
 ALI = {"name": "علی", "amount": "1200", "title": ""}
@@ -77,15 +70,6 @@ def test_a_missing_variable_names_the_row() -> None:
     with pytest.raises(InvalidRequestError) as refused:
         fill(parse("a {name} b"), {}, "recipients[17]")
     assert str(refused.value) == "recipients[17] has no variable 'name', which the text needs"
-
-
-def test_a_missing_variable_lists_those_that_there_are() -> None:
-    with pytest.raises(InvalidRequestError) as refused:
-        fill(parse("a {name} b"), {"Full name": "Sara", "City": "Qom"})
-    assert str(refused.value).endswith("which the text needs; it has 'Full name', 'City'")
-    with pytest.raises(InvalidRequestError) as refused:
-        fill(parse("a {name} b"), {f"column {n}": "" for n in range(MAX_LISTED + 2)})
-    assert str(refused.value).endswith("'column 9' and 2 more")
 
 
 def test_a_long_value_names_the_row() -> None:

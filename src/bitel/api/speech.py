@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from bitel.api.context import ApiContext
@@ -13,7 +14,7 @@ from bitel.api.schemas import LONGEST_CODE
 from bitel.domain import templates
 from bitel.domain.ids import new_id
 from bitel.domain.recipients import Recipient
-from bitel.domain.templates import Template
+from bitel.domain.templates import MissingVariableError, Template
 from bitel.errors import InvalidRequestError
 from bitel.speech import spoken_text
 from bitel.speech.digits import GAP_SECONDS, PAUSE_SECONDS
@@ -26,6 +27,8 @@ DIGIT_SECONDS: Final = 1.0
 """Assumed duration of a spoken digit when money is reserved; most are shorter."""
 MOST_TEXTS: Final = 16
 """Texts of one project that may be rendered at once."""
+MOST_LISTED: Final = 10
+"""Names of variables that an error message lists."""
 LONGEST_NAME: Final = 60
 """Characters of a text that are the name of its recording."""
 
@@ -200,7 +203,7 @@ def _seconds_of_each(
     for number, recipient in enumerate(recipients):
         row = _row(number, recipient)
         try:
-            parts = templates.fill(template, recipient.variables, row)
+            parts = _parts(template, recipient, row)
             chars = sum(map(len, parts)) + len(parts) - 1
             if chars > max_chars:
                 raise InvalidRequestError(
@@ -212,6 +215,19 @@ def _seconds_of_each(
                 raise
             faults[number] = str(fault)
     return seconds
+
+
+def _parts(template: Template, recipient: Recipient, row: str) -> Sequence[str]:
+    """The parts of a recipient's text. An error lists the variables that the recipient has."""
+    try:
+        return templates.fill(template, recipient.variables, row)
+    except MissingVariableError as fault:
+        if not recipient.variables:
+            raise
+        names = ", ".join(map(repr, islice(recipient.variables, MOST_LISTED)))
+        more = len(recipient.variables) - MOST_LISTED
+        rest = f" and {more} more" if more > 0 else ""
+        raise InvalidRequestError(f"{fault}; it has {names}{rest}") from None
 
 
 def _row(number: int, recipient: Recipient) -> str:

@@ -12,7 +12,6 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 from bitel.errors import InvalidRequestError
@@ -23,13 +22,15 @@ MAX_NAME: Final = 64
 """Characters of a variable's name."""
 MAX_VALUE: Final = 200
 """Characters of a variable's value."""
-MAX_LISTED: Final = 10
-"""Names of variables that an error message lists."""
 
 # Columns of spreadsheets have spaces within their names, Persian words joiners.
 _WITHIN_NAME: Final = frozenset("_- \u200c")
 _TOKEN: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _SPACES: Final = re.compile(r"(\s+)")
+
+
+class MissingVariableError(InvalidRequestError):
+    """A recipient has no value for a variable of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def fill(template: Template, variables: Mapping[str, str], row: str = "recipient
 
     Values are taken literally, braces included. A word whose values are all empty adds only its
     punctuation. `row` names the recipient in errors, as in `recipients[17]`. Raises
-    InvalidRequestError for a missing variable, and where nothing can be spoken.
+    MissingVariableError, and InvalidRequestError where nothing can be spoken.
     """
     parts: list[str] = []
     pending = ""  # literal stretches that follow each other
@@ -130,9 +131,7 @@ def _fill_word(word: Word, variables: Mapping[str, str], row: str) -> tuple[str,
             continue
         value = variables.get(item.name)
         if value is None:
-            raise InvalidRequestError(
-                f"{row} has no variable {item.name!r}, which the text needs{_known(variables)}"
-            )
+            raise MissingVariableError(f"{row} has no variable {item.name!r}, which the text needs")
         if len(value) > MAX_VALUE:
             raise InvalidRequestError(
                 f"the variable {item.name!r} of {row} has {len(value)} characters; at most "
@@ -142,15 +141,6 @@ def _fill_word(word: Word, variables: Mapping[str, str], row: str) -> tuple[str,
         has_value = has_value or bool(value)
         filled += value
     return filled.strip(), has_value
-
-
-def _known(variables: Mapping[str, str]) -> str:
-    """The end of a sentence that lists the names of some variables; empty if there are none."""
-    if not variables:
-        return ""
-    names = ", ".join(repr(name[:MAX_NAME]) for name in islice(variables, MAX_LISTED))
-    more = f" and {len(variables) - MAX_LISTED} more" if len(variables) > MAX_LISTED else ""
-    return f"; it has {names}{more}"
 
 
 def _add_literal(parts: list[str], literal: str) -> None:
