@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -53,8 +53,17 @@ from bitel.errors import (
     UnavailableError,
 )
 from bitel.settings import DialerSettings, Settings
-from bitel.store import campaigns, event_rows, idempotency, placing, recipient_lists, recordings
+from bitel.store import (
+    campaigns,
+    event_rows,
+    idempotency,
+    large_batches,
+    placing,
+    recipient_lists,
+    recordings,
+)
 from bitel.store.campaigns import Campaign
+from bitel.store.placing import LimitsChangedError
 from bitel.store.projects import Project
 
 T = TypeVar("T")
@@ -109,7 +118,7 @@ class _Request:
     rendered: bytes
     """The answer if no number is barred, made before the transaction."""
     prepared: Sequence[str]
-    """Rows of a campaign, prepared for the store; else empty."""
+    """Rows of a small campaign, prepared for the store; else empty."""
     placed: Placed
     webhook: RequestWebhook | None = None
     """The webhook that it names."""
@@ -183,7 +192,8 @@ class Placement:
                 ids, found.phone_numbers, self._context.date(now), template.campaign_id,
                 skipped=found.skipped,
             )  # fmt: skip
-            prepared = placing.prepare(calls) if campaign else ()
+            is_small = campaign is not None and count <= large_batches.PIECE
+            prepared = placing.prepare(calls) if is_small else ()
             return _Request(calls, campaign, key, render, render(placed), prepared, placed, webhook)
 
         self._limits.count_calls(project, count)
@@ -358,10 +368,47 @@ class Placement:
         per_number = self._context.settings.otp.per_number
         if request.key is None and request.campaign is None:
             return await self._small.submit(request)
-        async with self._large if len(request.calls.ids) >= MANY else nullcontext():
+        count = len(request.calls.ids)
+        async with self._large if count >= MANY else nullcontext():
+            if request.campaign is not None and count > large_batches.PIECE:
+                with suppress(LimitsChangedError):
+                    return await self._store_pieces(request, request.campaign.id, per_number)
             return await self._context.database.write(
                 lambda conn: _place_one(conn, request, per_number)
             )
+
+    async def _store_pieces(
+        self, request: _Request, campaign_id: str, per_number: int
+    ) -> StoredAnswer:
+        """Write a large batch in several transactions, so that others need not wait for it.
+
+        Raises BitelError, and LimitsChangedError; then nothing of it is left.
+        """
+        database, clock, calls = self._context.database, self._context.clock, request.calls
+
+        def begin(conn: Connection) -> Sequence[Decimal]:
+            reserves = placing.check_many(conn, calls, per_number)
+            large_batches.begin(conn, campaign_id, clock())
+            return reserves
+
+        is_complete = False
+        try:
+            reserves = await database.write(begin)
+            pieces = await self._beside(len(calls.ids), lambda: placing.prepare(calls, reserves))
+            for piece in pieces:
+                await database.write(
+                    partial(large_batches.write_piece, calls=calls, prepared=piece, now=clock())
+                )
+            answer = await database.write(
+                lambda conn: _place_one(conn, request, per_number, reserves)
+            )
+            is_complete = not answer.replayed
+        finally:
+            if not is_complete:
+                discard = partial(large_batches.discard, campaign_id=campaign_id)
+                while not await database.write(discard):
+                    pass
+        return answer
 
     async def _store_small(
         self, requests: Sequence[_Request]
@@ -523,8 +570,16 @@ def _price_each(tariff: Tariff, e164: Sequence[str], seconds: Sequence[int]) -> 
     return prices
 
 
-def _place_one(conn: Connection, request: _Request, otp_per_number: int) -> StoredAnswer:
-    """Place a request with a key or a campaign, in one transaction."""
+def _place_one(
+    conn: Connection,
+    request: _Request,
+    otp_per_number: int,
+    written: Sequence[Decimal] | None = None,
+) -> StoredAnswer:
+    """Place a request with a key or a campaign, in one transaction.
+
+    `written` is what its calls reserve, if their rows are written already.
+    """
     key, template = request.key, request.calls.template
     if key is not None:
         first = idempotency.first_answer(
@@ -536,7 +591,11 @@ def _place_one(conn: Connection, request: _Request, otp_per_number: int) -> Stor
         event_rows.name_webhooks(conn, [request.webhook])
     if request.campaign is not None:
         campaigns.add(conn, request.campaign)
-    barred = placing.place_many(conn, request.calls, request.prepared, otp_per_number)
+    if written is None:
+        barred = placing.place_many(conn, request.calls, request.prepared, otp_per_number)
+    else:
+        large_batches.complete(conn, request.calls)
+        barred = placing.place_written(conn, request.calls, written, otp_per_number)
     answer = request.answer(barred)
     if key is not None:
         idempotency.keep(conn, template.project_id, key.key, answer.body)

@@ -1,4 +1,5 @@
-"""Periodic work: expires orphaned calls, deletes old keys, ends abandoned attempts."""
+"""Periodic work: expires orphaned calls, ends abandoned attempts, deletes old keys and the rest of
+unfinished batches."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from bitel.errors import UnavailableError
 from bitel.store import (
     call_frequency,
     idempotency,
+    large_batches,
     monitoring,
     number_exclusion,
     recovery,
@@ -113,6 +115,7 @@ class Housekeeper:
         now = self._clock()
         idempotency.forget_old(conn, now, MOST)
         trace_requests.forget(conn, now)
+        large_batches.discard_abandoned(conn, now)
         number_exclusion.forget_may_ring(conn, now, MOST)
         call_frequency.forget_old(conn, now, MOST_NUMBERS)
         expired = recovery.expire_orphans(conn, self._dialer_ids, now)

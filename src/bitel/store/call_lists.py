@@ -39,7 +39,14 @@ from sqlalchemy import (
 from bitel.domain.calls import Call, CallStatus
 from bitel.domain.campaign_json import CampaignPhase, CampaignState
 from bitel.store import calls, campaigns
-from bitel.store.schema import call, campaign, has_reference, in_campaign, is_alone
+from bitel.store.schema import (
+    call,
+    campaign,
+    has_reference,
+    in_campaign,
+    incomplete_batch,
+    is_alone,
+)
 from bitel.store.sql_batch import in_chunks
 
 MOST_READ: Final = 10_000
@@ -123,7 +130,7 @@ def find_calls(
 def _find_calls(
     conn: Connection, project_id: str, wanted: CallFilter, span: Span, limit: int
 ) -> Page[ListedCall]:
-    query = select(*calls.CALL_COLUMNS, call.c.reference)
+    query = select(*calls.CALL_COLUMNS, call.c.reference).where(_is_placed)
     if wanted.e164 is not None:
         scans = _scan_number(conn, query, project_id, wanted, span, limit)
         return _merge(scans, limit, _listed)
@@ -132,7 +139,7 @@ def _find_calls(
         scans = [_scan(conn, query, call.c.id, key, others, within, limit) for key in keys]
         return _merge(scans, limit, _listed)
     # First only the ids, since most of the calls are not on this page.
-    ids = select(call.c.id)
+    ids = select(call.c.id).where(_is_placed)
     scans = [_scan(conn, ids, call.c.id, key, others, within, limit) for key in keys]
     page = _merge(scans, limit, lambda row: str(row.id))
     of_page = query.where(call.c.id.in_(bindparam("ids", expanding=True)))
@@ -244,6 +251,11 @@ class _Others:
 
 def _unindexed(column: Column[Any]) -> ColumnElement[Any]:
     return func.coalesce(column, literal_column("''"), type_=column.type)
+
+
+# Not as a join, which PostgreSQL would plan with a sort.
+_is_placed = _unindexed(call.c.campaign_id).not_in(select(incomplete_batch.c.campaign_id))
+"""The call is not of a batch that is still being written."""
 
 
 def _narrowed(conn: Connection, campaign_id: str, span: Span) -> Span:

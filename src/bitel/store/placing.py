@@ -1,8 +1,9 @@
 """Placing of calls: admission of each request and its calls' rows, in one transaction.
 
 The calls of a request are placed together or not at all. Small requests are placed many at a time
-(`place_each`), since statements cost more than rows. The rows of a large one are encoded as JSON by
-`prepare`, before the transaction, to keep the time short for which others wait.
+(`place_each`), since statements cost more than rows. The rows of a batch are encoded as JSON by
+`prepare`, before the transaction, to keep the time short for which others wait. `large_batches`
+writes those of a large one in several transactions, before `place_written` admits them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from bitel.store.schema import UNTRIED, FreeText, Money, call, project, recordin
 from bitel.store.schema import do_not_call as number_list
 from bitel.store.sql_batch import Statement, insert_rows, is_among, values_parameter
 
-CHUNK: Final = 2500
+CHUNK: Final = 1000
 """Calls in one statement."""
 
 _NOTHING: Final = Decimal(0)
@@ -63,6 +64,10 @@ _each = values_parameter(
     *call.c["id", "phone_number", "e164", "reserved", "digits", "due_at"],
 )
 _INSERT_EACH: Final = insert_rows(_each, call, retries_left=_each.c.retry_count, **UNTRIED)
+
+
+class LimitsChangedError(Exception):
+    """The limits of a project changed while a batch of it was written."""
 
 
 def place_each(
@@ -169,11 +174,47 @@ def place_many(
 
     `prepared` is the result of `prepare` for these calls, if it was called.
     """
-    template, e164 = calls.template, calls.e164
-    admission = _open_admission(conn, [template], {template.project_id: set(e164)}, otp_per_number)
-    reserves = admission.admit(template, e164, {template.recording_id}, calls.reserves)
+    admission, reserves = _admit_many(conn, calls, otp_per_number)
     if not prepared or reserves != calls.reserves:
         prepared = _rows_as_json(calls, reserves)
+    write_rows(conn, calls, prepared)
+    return _finish_many(conn, calls, admission)
+
+
+def check_many(
+    conn: Connection, calls: NewCalls, otp_per_number: int | None = None
+) -> Sequence[Decimal]:
+    """What each call would reserve if they were placed now. Raises as `place_many`."""
+    return _admit_many(conn, calls, otp_per_number)[1]
+
+
+def place_written(
+    conn: Connection,
+    calls: NewCalls,
+    reserves: Sequence[Decimal],
+    otp_per_number: int | None = None,
+) -> set[str]:
+    """As `place_many`, for calls whose rows are written already, with these reservations.
+
+    Raises LimitsChangedError if they reserve something else by now.
+    """
+    admission, admitted = _admit_many(conn, calls, otp_per_number)
+    if admitted != reserves:
+        raise LimitsChangedError
+    return _finish_many(conn, calls, admission)
+
+
+def _admit_many(
+    conn: Connection, calls: NewCalls, otp_per_number: int | None
+) -> tuple[_Admission, Sequence[Decimal]]:
+    template, e164 = calls.template, calls.e164
+    admission = _open_admission(conn, [template], {template.project_id: set(e164)}, otp_per_number)
+    return admission, admission.admit(template, e164, {template.recording_id}, calls.reserves)
+
+
+def write_rows(conn: Connection, calls: NewCalls, prepared: Iterable[str]) -> None:
+    """Write rows of these calls, as `prepare` makes them."""
+    template = calls.template
     terms = dict(zip(_TERMS, _terms_of(template), strict=True))
     # A call without a recording must have digits that are not NULL.
     digits = "" if template.is_personal else template.digits or None
@@ -186,18 +227,24 @@ def place_many(
     insert = _INSERT_PEOPLE if calls.people else _INSERT_ALIKE
     for text in prepared:
         insert.run(conn, {**terms, "rows": text})
-    count_calls("placed", template.lane.name, len(calls.ids))
-    unwanted = admission.unwanted[template.project_id]
+
+
+def _finish_many(conn: Connection, calls: NewCalls, admission: _Admission) -> set[str]:
+    count_calls("placed", calls.template.lane.name, len(calls.ids))
+    unwanted = admission.unwanted[calls.template.project_id]
     final = set[str]()
     if unwanted:
-        final = {key for key, each in zip(calls.ids, e164, strict=True) if each in unwanted}
+        final = {key for key, each in zip(calls.ids, calls.e164, strict=True) if each in unwanted}
     admission.finish(conn, final)
     return final
 
 
-def prepare(calls: NewCalls) -> Sequence[str]:
-    """The rows of `place_many` as JSON texts of up to `CHUNK` calls. Needs no database."""
-    return _rows_as_json(calls, calls.reserves)
+def prepare(calls: NewCalls, reserves: Sequence[Decimal] | None = None) -> Sequence[str]:
+    """The rows of calls as JSON texts of up to `CHUNK` calls. Needs no database.
+
+    `reserves` is what each reserves, in place of that of `calls`.
+    """
+    return _rows_as_json(calls, calls.reserves if reserves is None else reserves)
 
 
 @dataclass

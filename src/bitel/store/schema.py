@@ -310,6 +310,15 @@ _partial_index(
 has_end = and_(is_unfinished, campaign.c.end_at.is_not(None))
 _partial_index("ix_campaign_ending", has_end, campaign.c.dialer_id, campaign.c.end_at)
 
+incomplete_batch = Table(
+    "incomplete_batch",
+    metadata,
+    Column("campaign_id", _Id, primary_key=True),  # of its calls; the campaign has no row yet
+    Column("written_at", Double, nullable=False),  # its last piece
+    Column("is_abandoned", Boolean, nullable=False),  # its calls are to be deleted
+)
+"""Large batches of which some calls are written; no list shows them, and none is dialled."""
+
 campaign_key = Table(
     "campaign_key",
     metadata,
