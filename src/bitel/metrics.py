@@ -108,6 +108,8 @@ class Sources:
     api_processes: Callable[[], int] | None = None
     """How many processes share the rate limits, as this one counts; None: it has no API."""
     deliverer: Deliverer | None = None
+    group_ids: Sequence[str] = ()
+    """The groups of dialers, whose calls wait in queues of their own."""
     """None if another process delivers."""
     dialers: list[DialerSource] = field(default_factory=list)
 
@@ -160,7 +162,7 @@ class Page(Collector):
         def work(conn: Connection) -> Snapshot:
             return Snapshot(
                 now,
-                monitoring.waiting(conn, self._sources.dialer_ids),
+                monitoring.waiting(conn, (*self._sources.dialer_ids, *self._sources.group_ids)),
                 leases.dialer_states(conn, now, SEEN_WITHIN),
             )
 
@@ -179,7 +181,7 @@ def _families(sources: Sources, snapshot: Snapshot | None) -> Iterator[Metric]:
     )
     yield from _calls(sources.database)
     if snapshot is not None:
-        yield from _queue(snapshot)
+        yield from _queue(snapshot, sources.dialer_ids)
     if sources.dialers:
         dialers = [figures_of() for figures_of in sources.dialers]
         yield from _per_dialer(dialers)
@@ -248,24 +250,29 @@ def _calls(database: Database) -> Iterator[Metric]:
     )
 
 
-def _queue(snapshot: Snapshot) -> Iterator[Metric]:
+def _queue(snapshot: Snapshot, dialer_ids: Sequence[str]) -> Iterator[Metric]:
     queues = snapshot.waiting.queues
 
     def state(dialer_id: str) -> DialerState:
         return snapshot.dialers.get(dialer_id, DialerState())
 
-    def per_queue(name: str, what: str, value: Callable[[str], float]) -> Metric:
-        return _family(Gauge, name, what, ["dialer"], (([each], value(each)) for each in queues))
+    def per_queue(
+        name: str, what: str, value: Callable[[str], float], ids: Iterable[str] = queues
+    ) -> Metric:
+        return _family(Gauge, name, what, ["dialer"], (([each], value(each)) for each in ids))
 
     def age(dialer_id: str) -> float:
         due_at = queues[dialer_id].oldest_due_at
         return 0.0 if due_at is None else max(0.0, snapshot.at - due_at)
 
-    yield per_queue("bitel_dialer_up", "Whether calls can be placed.", lambda each: state(each).up)
+    yield per_queue(
+        "bitel_dialer_up", "Whether calls can be placed.", lambda each: state(each).up, dialer_ids
+    )
     yield per_queue(
         "bitel_workers",
         "Processes that dial for it, on all machines.",
         lambda each: state(each).workers,
+        dialer_ids,
     )
     yield per_queue(
         "bitel_calls_waiting",

@@ -289,10 +289,10 @@ async def test_what_was_being_claimed_when_the_drain_began_goes_back_undialled(
     claiming, go_on = threading.Event(), threading.Event()
     claim = claims.claim
 
-    def slow_claim(*given: Any) -> list[Claim]:
+    def slow_claim(*given: Any, **named: Any) -> list[Claim]:
         claiming.set()
         assert go_on.wait(10.0)
-        return claim(*given)
+        return claim(*given, **named)
 
     monkeypatch.setattr(claims, "claim", slow_claim)
     [call_id] = await play.place(retries=0)

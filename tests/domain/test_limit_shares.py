@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from bitel.domain.limit_shares import Demand, Share, fair_shares, next_share
 
 COUNTS = st.integers(0, 40)
-DEMANDS = st.lists(st.builds(Demand, COUNTS, COUNTS, st.booleans()), min_size=1, max_size=6)
+ALIKE = st.just(1.0)
+DEMANDS = st.lists(st.builds(Demand, COUNTS, COUNTS, st.booleans(), ALIKE), min_size=1, max_size=6)
+WEIGHTED = st.lists(
+    st.builds(Demand, COUNTS, COUNTS, st.booleans(), st.floats(0.1, 20)), min_size=1, max_size=6
+)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,35 @@ def test_a_worker_that_wants_more_has_no_less_than_any_other(
     for mine, demand in zip(shares, demands, strict=True):
         if mine < demand.wanted:
             assert all(other <= mine + 1 for other in shares)
+
+
+@pytest.mark.parametrize(
+    ("places", "demands", "shares"),
+    [
+        (10, [Demand(0, 10, weight=4.0), Demand(0, 10)], [8, 2]),
+        (10, [Demand(0, 3, weight=4.0), Demand(0, 10)], [3, 7]),
+        (5, [Demand(0, 5, weight=9.0), Demand(0, 5)], [5, 0]),
+        (10, [Demand(0, 0, weight=4.0), Demand(0, 0)], [8, 2]),
+        (10, [Demand(0, 9, weight=3.0), Demand(6, 9)], [8, 2]),
+    ],
+)
+def test_places_are_shared_by_weight(places: int, demands: list[Demand], shares: list[int]) -> None:
+    assert fair_shares(places, demands) == shares
+
+
+@given(st.integers(0, 100), WEIGHTED)
+def test_with_weights_too_no_place_is_idle_and_none_gets_more_than_its_part(
+    places: int, demands: list[Demand]
+) -> None:
+    shares = fair_shares(places, demands)
+    assert sum(shares) <= places
+    wanted = sum(max(each.used, each.wanted) for each in demands)
+    if wanted >= places or any(each.is_able for each in demands):
+        assert sum(shares) == places
+    for mine, demand in zip(shares, demands, strict=True):
+        if mine < demand.wanted:
+            for other, has in zip(demands, shares, strict=True):
+                assert has == 0 or (has - 1) / other.weight <= (mine + 1) / demand.weight + 1e-6
 
 
 NONE = Share()

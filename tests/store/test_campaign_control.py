@@ -307,7 +307,13 @@ class Pace:
         self.most = most
         self.limits: dict[str, tuple[float | None, int | None]] = {}
 
-    def room(self, campaign_id: str, calls_per_second: float | None, channels: int | None) -> int:
+    def room(
+        self,
+        campaign_id: str,
+        calls_per_second: float | None,
+        channels: int | None,
+        queue_id: str,
+    ) -> int:
         self.limits[campaign_id] = (calls_per_second, channels)
         return self.most.get(campaign_id, 1000)
 

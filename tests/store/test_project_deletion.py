@@ -102,6 +102,7 @@ def test_all_rows_of_a_project_go_and_none_of_another(world: World) -> None:
     of_none = {
         "dialer", "worker", "worker_share", "pause", "retention_cursor", "schema_compatibility",
         "signing_key", "api_process", "trace_request", "trace_reply", "incomplete_batch",
+        "group_dialer",
     }  # fmt: skip
     assert grown == set(both) - of_none - {"cancel_request"}
 

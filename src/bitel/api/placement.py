@@ -52,7 +52,7 @@ from bitel.errors import (
     NotFoundError,
     UnavailableError,
 )
-from bitel.settings import DialerSettings, Settings
+from bitel.settings import Settings
 from bitel.store import (
     campaigns,
     event_rows,
@@ -454,8 +454,8 @@ def choose_dialer(settings: Settings, project: Project, server_id: str | None) -
 
 
 def dialers_of(settings: Settings, project: Project) -> list[str]:
-    """The ids of the dialers that a project may use, in the order of the settings."""
-    ids = (dialer.id for dialer in settings.dialers)
+    """The ids of the dialers and groups that a project may use, in the order of the settings."""
+    ids = settings.server_ids
     return [each for each in ids if project.dialers is None or each in project.dialers]
 
 
@@ -492,13 +492,6 @@ def check_date(field: str, at: float | None, now: float) -> None:
         raise InvalidRequestError(f"{field} must lie in the future, in Unix seconds")
 
 
-def caller_ids_of(dialer: DialerSettings) -> set[str]:
-    """The caller ids that calls of a dialer may show."""
-    one_or_more = dialer.caller_id
-    pool = [one_or_more] if isinstance(one_or_more, str) else one_or_more
-    return {each for each in (*pool, *dialer.caller_ids.values()) if each}
-
-
 def _webhook(settings: Settings, project: Project, body: PlacingBody) -> RequestWebhook | None:
     """The webhook that a request names. Raises InvalidRequestError."""
     if not isinstance(body, RequestTerms) or body.webhook is None:
@@ -520,10 +513,9 @@ def _webhook(settings: Settings, project: Project, body: PlacingBody) -> Request
 def _check_caller_id(settings: Settings, dialer_id: str, caller_id: str | None) -> None:
     if caller_id is None:
         return
-    (dialer,) = (each for each in settings.dialers if each.id == dialer_id)
-    allowed = caller_ids_of(dialer)
+    allowed = {each for one in settings.dialers_behind(dialer_id) for each in one.all_caller_ids}
     if caller_id not in allowed:
-        known = ", ".join(sorted(allowed)) or "none"
+        known = ", ".join(sorted(filter(None, allowed))) or "none"
         raise InvalidRequestError(f"callerId must be one of the dialer's caller ids: {known}")
 
 

@@ -121,6 +121,14 @@ def find_project(conn: Connection, name_or_id: str) -> Project:
     return project
 
 
+def check_server(settings: Settings, server_id: str) -> str:
+    """Return `server_id` if the settings have this dialer, or this group of dialers.
+
+    Raises InvalidServerError.
+    """
+    return server_id if server_id in settings.server_ids else check_dialer(settings, server_id)
+
+
 def check_dialer(settings: Settings, dialer_id: str) -> str:
     """Return `dialer_id` if the settings have this dialer. Raises InvalidServerError."""
     if settings.dialer(dialer_id) is None:

@@ -210,12 +210,12 @@ def set_(
                 None
                 if dialers == ALL
                 else tuple(
-                    common.check_dialer(settings, word.strip()) for word in dialers.split(",")
+                    common.check_server(settings, word.strip()) for word in dialers.split(",")
                 )
             )
         if default_dialer is not None:
             changes["default_dialer"] = (
-                None if default_dialer == NONE else common.check_dialer(settings, default_dialer)
+                None if default_dialer == NONE else common.check_server(settings, default_dialer)
             )
         database.write_now(work)
 

@@ -7,7 +7,8 @@ those of the dialer are: see `bitel.dialing.limit_shares`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from bitel.dialing.limit_shares import LimitShares
@@ -27,12 +28,22 @@ class _Limited(NamedTuple):
 
     max_channels: int | None
     seen_at: float
+    queue_id: str
 
 
 class CampaignPace:
     """Counts the calls of campaigns that have begun; see `store.campaign_schedules.Pace`."""
 
-    def __init__(self, monotonic: Callable[[], float], shares: LimitShares) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float],
+        shares: LimitShares,
+        weights: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """`weights` are those of the dialer in its groups, by group."""
+        self._weights = weights
+        self.workers = 1
+        """Of the dialer: they share its weight."""
         self._monotonic = monotonic
         self._shares = shares
         self._running: Counter[str] = Counter()
@@ -42,7 +53,11 @@ class CampaignPace:
         """A campaign waits for its first share in a limit."""
 
     def room(
-        self, campaign_id: str, calls_per_second: float | None, max_channels: int | None
+        self,
+        campaign_id: str,
+        calls_per_second: float | None,
+        max_channels: int | None,
+        queue_id: str = "",
     ) -> int:
         """How many calls of the campaign may begin now; a limit of None does not apply."""
         now, shares = self._monotonic(), self._shares
@@ -56,7 +71,7 @@ class CampaignPace:
         is_limited = calls_per_second is not None or max_channels is not None
         if shares.is_shared and is_limited:
             self.has_new |= campaign_id not in self._limited
-            self._limited[campaign_id] = _Limited(max_channels, now)
+            self._limited[campaign_id] = _Limited(max_channels, now, queue_id)
         room = _NO_LIMIT
         if max_channels is not None:
             if shares.is_shared:
@@ -84,12 +99,13 @@ class CampaignPace:
                 del self._limited[campaign_id]
                 continue
             most = limited.max_channels
+            weight = self._weights.get(limited.queue_id, 1.0) / max(1, self.workers)
             if most is not None:
-                demand = Demand(running, most if is_due else running, is_able=False)
+                demand = Demand(running, most if is_due else running, False, weight)
                 needs[_channels(campaign_id)] = Need(most, demand)
             if rate is not None:
                 used = rate.used(now)
-                demand = Demand(used, rate.places if is_due else used, is_able=False)
+                demand = Demand(used, rate.places if is_due else used, False, weight)
                 needs[_calls(campaign_id)] = Need(rate.places, demand)
         return needs
 

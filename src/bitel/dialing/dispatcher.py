@@ -33,6 +33,7 @@ from bitel.dialing.limit_shares import LimitGroup, Limits, LimitShares, Usage
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
 from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.dialer_groups import Membership
 from bitel.domain.phone_numbers import masked
 from bitel.domain.pricing import NOTHING, Tariff
 from bitel.domain.retry import Finish, Requeue, decide
@@ -49,7 +50,7 @@ from bitel.store import (
     worker_shares,
 )
 from bitel.store.campaign_schedules import Page
-from bitel.store.claims import Claim, Room
+from bitel.store.claims import Claim, NextDue, Room
 from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, Slot, WorkerState
 from bitel.store.pausing import InForce
@@ -57,6 +58,9 @@ from bitel.store.recovery import FormerWorker, Recovered
 from bitel.store.settling import Settlement
 
 log = structlog.get_logger(__name__)
+
+PATIENCE: Final = 5.0
+"""Seconds for which a dialer waits for another of its group to take a call."""
 
 STALE_CLAIM = 10.0
 """Age in seconds from which a claim is requeued instead of dialled: this process was suspended."""
@@ -157,6 +161,7 @@ class Dispatcher:
         late_ms: Callable[[], float] = lambda: 0.0,
         on_drain: Callable[[], None] = lambda: None,
         limit_group: LimitGroup | None = None,
+        groups: Sequence[Membership] = (),
     ) -> None:
         """Take no lease yet: that is `take_over`.
 
@@ -169,6 +174,7 @@ class Dispatcher:
             late_ms: how late RTP packets are, in milliseconds.
             on_drain: called when the operator has asked this worker to stop.
             limit_group: the dialers for which `limits` hold together; None: this one alone.
+            groups: the groups of dialers whose calls this one takes, too.
         """
         self.figures = Figures()
         self.pressure = Backpressure()
@@ -183,7 +189,9 @@ class Dispatcher:
         """The name of this worker in the dialer's row."""
         self._dialer = dialer
         group = limit_group or LimitGroup.of_one(dialer_id)
-        self._shares = LimitShares(group, limits, monotonic, database.is_shared)
+        self._groups = tuple(groups)
+        is_shared = database.is_shared or bool(groups)
+        self._shares = LimitShares(group, limits, monotonic, is_shared)
         self._database = database
         self._tariff = tariff
         self._clock = clock
@@ -196,14 +204,21 @@ class Dispatcher:
         self._last_project: dict[Lane, str] = {}
         self._last_campaign: OrderedDict[str, str] = OrderedDict()
         """By project."""
-        self._campaign_pace = CampaignPace(monotonic, self._shares)
+        weights = {each.group.id: each.group.weight(dialer_id) for each in groups}
+        self._campaign_pace = CampaignPace(monotonic, self._shares, weights)
         self._shared_at = -math.inf
         self._seen_workers: set[tuple[str, int]] = set()
         """Workers, by dialer and epoch, when calls of those that are gone were counted."""
         self._is_hungry = False
         """More calls were due at the last claim than it might begin."""
+        self._is_free = False
+        """At the last look it could begin more calls than were due."""
+        self._is_overdue = False
+        """Calls of its groups wait although it is another dialer's turn."""
         self._claimed_before = 0
-        self._due_page, self._expiry_page, self._claim_page = Page(), Page(), Page()
+        self._queues = (dialer_id, *(each.group.id for each in groups))
+        self._due_page, self._overdue_page, self._claim_page = Page(), Page(), Page()
+        self._expiry_pages = {queue_id: Page() for queue_id in self._queues}
         self._wake_event = asyncio.Event()
         self._cancel_event = asyncio.Event()
         self._otp_running = 0
@@ -256,8 +271,12 @@ class Dispatcher:
         """Channels in use."""
         return len(self._running)
 
-    async def change(self, limits: Limits, tariff: Tariff) -> None:
-        """Use other limits and prices from now on. `ring_timeout` must stay the same.
+    async def change(
+        self, limits: Limits, tariff: Tariff, groups: Sequence[Membership] = ()
+    ) -> None:
+        """Use other limits, prices and caller ids of its groups from now on.
+
+        `ring_timeout` and the groups must stay the same.
 
         If more channels are in use than allowed, running calls continue, and new ones start after
         enough of them have ended.
@@ -266,6 +285,7 @@ class Dispatcher:
         if self._journal is not None:
             await asyncio.to_thread(self._journal.grow, limits.max_channels)
         self._shares.change(limits)
+        self._groups = tuple(groups)
         self._tariff = tariff
         self.wake()
 
@@ -468,6 +488,7 @@ class Dispatcher:
 
     async def _claim_due(self) -> float:
         """Claim and start the calls that may start now; returns the seconds until the next try."""
+        self._is_free = False
         if self._doubtful:
             await self._undo_doubtful()
         now = self._monotonic()
@@ -497,12 +518,7 @@ class Dispatcher:
         lanes = tuple(Lane) if room.others > 0 else (Lane.OTP,)
         if not self._more_due:
             due, paused = await self._database.read(
-                lambda conn: (
-                    claims.next_due(
-                        conn, self.dialer_id, self._clock(), lanes, self._ahead(), self._due_page
-                    ),
-                    self._paused_by(conn),
-                )
+                lambda conn: (self._next_due(conn, lanes), self._paused_by(conn))
             )
             self._failing_since = None
             self._note_pause(paused)
@@ -510,6 +526,7 @@ class Dispatcher:
             at = None if paused.reason else due.earliest
             wait = _POLL if at is None else at - self._clock()
             if wait > 0:
+                self._is_free = room.others > 0 and not paused.reason
                 return min(wait, _POLL)
         claimed_at = self._monotonic()
         expired, claimed = await self._database.write(
@@ -522,6 +539,8 @@ class Dispatcher:
         if claimed:
             self._mark.note(max(one.attempt_id for one in claimed))
         self._is_hungry = self._more_due = len(claimed) == allowed
+        self._is_free = len(claimed) < min(allowed, room.others) and not self._paused.reason
+        self._is_overdue = False
         self._shares.rate.take(self._monotonic(), len(claimed))
         self.figures.claimed += len(claimed)
         for number, claim in enumerate(claimed, 1):
@@ -541,6 +560,32 @@ class Dispatcher:
             self._last_campaign.move_to_end(claim.project_id)
             if len(self._last_campaign) > MOST_PROJECTS:
                 self._last_campaign.popitem(last=False)
+
+    def _next_due(self, conn: Connection, lanes: Sequence[Lane]) -> NextDue:
+        now, ahead = self._clock(), self._ahead()
+        due = claims.next_due(conn, self.dialer_id, now, lanes, ahead, self._due_page, self._groups)
+        if not self._groups:
+            return due
+        # Those that any dialer of its groups may take.
+        late = claims.next_due(
+            conn,
+            self.dialer_id,
+            now,
+            lanes,
+            ahead,
+            self._overdue_page,
+            self._groups,
+            is_overdue=True,
+        )
+        self._is_overdue = late.due_at is not None and late.due_at < now - PATIENCE
+        return late if self._is_overdue else due
+
+    def _expire(self, conn: Connection) -> int:
+        now, ahead = self._clock(), self._ahead()
+        return sum(
+            claims.expire(conn, queue_id, now, ahead=ahead, page=self._expiry_pages[queue_id])
+            for queue_id in self._queues
+        )
 
     def _paused_by(self, conn: Connection) -> InForce:
         return pausing.in_force(conn, self.dialer_id)
@@ -590,7 +635,7 @@ class Dispatcher:
         now = self._clock()
         self._doubtful.add(now)
         ahead = self._ahead()
-        expired = claims.expire(conn, self.dialer_id, now, ahead=ahead, page=self._expiry_page)
+        expired = self._expire(conn)
         claimed = claims.claim(
             conn,
             self._lease,
@@ -602,6 +647,8 @@ class Dispatcher:
             self._last_campaign,
             self._campaign_pace,
             self._claim_page,
+            self._groups,
+            is_overdue=self._is_overdue,
         )
         return expired, claimed
 
@@ -747,15 +794,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(_EXPIRE)
             try:
-                expired = await self._database.write(
-                    lambda conn: claims.expire(
-                        conn,
-                        self.dialer_id,
-                        self._clock(),
-                        ahead=self._ahead(),
-                        page=self._expiry_page,
-                    )
-                )
+                expired = await self._database.write(self._expire)
                 await asyncio.to_thread(self._mark.sync)
             except UnavailableError:
                 continue  # the renewal of the lease has logged it
@@ -775,6 +814,7 @@ class Dispatcher:
             channels=len(self._running),
             calls_per_second=begun / self._lease_keeper.every,
             late_ms=self._late_ms(),
+            is_free=self._is_free and self._lease_keeper.is_valid and not self._draining,
         )
 
     async def _update_shares(self) -> None:
@@ -812,6 +852,7 @@ class Dispatcher:
         """Count the channels of calls whose worker is gone: there may be some if one has gone."""
         dialers = self._shares.group.dialer_ids
         workers = {(e.dialer_id, e.epoch) for each in dialers for e in leases.workers(conn, each)}
+        self._campaign_pace.workers = sum(each == self.dialer_id for each, _ in workers)
         if workers != self._seen_workers or self._shares.occupied.channels:
             now = self._clock()
             self._shares.occupied = number_exclusion.occupied(conn, dialers, now)

@@ -60,7 +60,8 @@ class LimitGroup:
 
 
 class LimitShares:
-    """The limits of one worker; `is_shared` if other processes may serve the same dialer.
+    """The limits of one worker; `is_shared` if other processes may serve the same dialer, or other
+    dialers the same campaigns.
 
     `monotonic` gives seconds.
     """

@@ -5,13 +5,17 @@ holds some, and uses no more. What they hold never adds up to more than the limi
 only places that none holds, and gives up none that it uses. What it uses beyond its fair share it
 does not use again, so that it can be given up. What each should have is computed by every worker
 from the same rows: `fair_shares` gives the places to those that want them, as equally as possible
-(max-min fairness), so that none lies idle while one is wanted.
+(max-min fairness), so that none lies idle while one is wanted. "Equally" is in proportion to their
+weights, where these differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_HALVINGS: Final = 60
+"""More would not change a level of up to a million places by a whole one."""
 
 
 class Demand(NamedTuple):
@@ -23,6 +27,8 @@ class Demand(NamedTuple):
     """Places that it could use now, with those in use."""
     is_able: bool = True
     """It could use more later, so it may hold places that none wants now."""
+    weight: float = 1.0
+    """Its part of the places, in proportion to that of others; above 0."""
 
 
 def fair_shares(places: int, demands: Sequence[Demand]) -> list[int]:
@@ -32,9 +38,10 @@ def fair_shares(places: int, demands: Sequence[Demand]) -> list[int]:
     those that are able to use it.
     """
     wanted = [max(each.used, each.wanted) for each in demands]
-    shares = _fill(places, [0] * len(demands), wanted)
+    weights = [each.weight for each in demands]
+    shares = _fill(places, [0] * len(demands), wanted, weights)
     most = [places if each.is_able else share for each, share in zip(demands, shares, strict=True)]
-    return _fill(places, shares, most)
+    return _fill(places, shares, most, weights)
 
 
 class Share(NamedTuple):
@@ -62,20 +69,27 @@ def next_share(places: int, held: Sequence[int], demands: Sequence[Demand], mine
     return Share(max(fair, min(have, demands[mine].used)), fair)
 
 
-def _fill(places: int, shares: Sequence[int], most: Sequence[int]) -> list[int]:
-    """Raise the lowest shares first, up to `most` of each, until all places are taken."""
-    shares = list(shares)
-    left = places - sum(shares)
-    while left > 0:
-        rising = [n for n, share in enumerate(shares) if share < most[n]]
+def _fill(
+    places: int, shares: Sequence[int], most: Sequence[int], weights: Sequence[float]
+) -> list[int]:
+    """Raise the shares that are lowest for their weight, up to `most` of each, until all places are
+    taken."""
+
+    def at(level: float) -> list[int]:
+        return [
+            max(share, min(limit, int(level * weight)))
+            for share, limit, weight in zip(shares, most, weights, strict=True)
+        ]
+
+    # The highest level of places by weight, in halves of what is left between two bounds.
+    low, high = 0.0, (places + 1) / min(weights, default=1.0)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(at(middle)) <= places else (low, middle)
+    filled = at(low)
+    for _ in range(places - sum(filled)):
+        rising = [n for n, share in enumerate(filled) if share < most[n]]
         if not rising:
             break
-        lowest = min(shares[n] for n in rising)
-        level = [n for n in rising if shares[n] == lowest]
-        # Up to the next share above, or to where the first of them has enough.
-        above = [shares[n] for n in rising if shares[n] > lowest] + [most[n] for n in level]
-        step = min(min(above) - lowest, max(1, left // len(level)))
-        for n in level[:left]:
-            shares[n] += step
-            left -= step
-    return shares
+        filled[min(rising, key=lambda n: ((filled[n] + 1) / weights[n], n))] += 1
+    return filled

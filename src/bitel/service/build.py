@@ -23,6 +23,7 @@ from bitel.api.rate_limits import quota_of
 from bitel.api.routes.health import Readiness
 from bitel.api.signing_keys import SigningKeyRefresher
 from bitel.dialer.call_attempt import CallObserver
+from bitel.dialer.caller_identity import CallerIds
 from bitel.dialer.config import sip_trunk_config
 from bitel.dialer.playlist import Playlists
 from bitel.dialer.sip_dialer import SipTrunkDialer, packets_late
@@ -33,6 +34,7 @@ from bitel.dialing.lease_keeper import ClaimMark
 from bitel.dialing.limit_shares import LimitGroup, Limits
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.standby import Standby
+from bitel.domain.dialer_groups import DialerGroup, Membership
 from bitel.domain.ids import new_id
 from bitel.errors import BitelError
 from bitel.maintenance.retention import Retention
@@ -193,6 +195,7 @@ def build_dialer(
         mark=ClaimMark(settings.data_dir / f"dialer-{name}.mark"),
         late_ms=lambda: packets_late(trunk.streamer.stats()),
         on_drain=on_drain,
+        groups=memberships(settings, dialer),
     )
     trunk.confirm_lease, trunk.has_lease = dispatcher.confirm_lease, dispatcher.has_lease
     trunk.registers = dispatcher.is_first_worker
@@ -211,6 +214,21 @@ def dispatch_limits(dialer: DialerSettings) -> Limits:
         dialer.otp_channels,
         dialer.uncertain_redials,
     )
+
+
+def memberships(settings: Settings, dialer: DialerSettings) -> list[Membership]:
+    """The groups that a dialer is in."""
+    caller_ids = CallerIds(dialer.caller_pool, dialer.caller_ids)
+    return [
+        Membership(
+            DialerGroup(each.id, tuple(each.dialers), tuple(each.weights)),
+            dialer.id,
+            dialer.all_caller_ids,
+            caller_ids.choose,
+        )
+        for each in settings.dialer_groups
+        if dialer.id in each.dialers
+    ]
 
 
 def dialer_source(worker: DialerWorker) -> DialerSource:
@@ -247,14 +265,20 @@ def build_renderer(resources: Resources, workers: Sequence[DialerWorker]) -> Tex
 
 
 def waker(resources: Resources, workers: Sequence[DialerWorker]) -> Callable[[str], None]:
-    """Wakes the dispatchers of a dialer, in this process and in others."""
+    """Wakes the dispatchers of a dialer, or of a group, in this process and in others."""
     dispatchers = {each.dialer_id: each.dispatcher for each in workers}
+    settings = resources.settings
+    behind = {
+        server_id: [each.id for each in settings.dialers_behind(server_id)]
+        for server_id in settings.server_ids
+    }
 
-    def wake(dialer_id: str) -> None:
-        if dialer_id in dispatchers:
-            dispatchers[dialer_id].wake()
-        if resources.wakeups is not None:
-            resources.wakeups.send(wakeups.calls_of(dialer_id))
+    def wake(server_id: str) -> None:
+        for dialer_id in behind.get(server_id, [server_id]):
+            if dialer_id in dispatchers:
+                dispatchers[dialer_id].wake()
+            if resources.wakeups is not None:
+                resources.wakeups.send(wakeups.calls_of(dialer_id))
 
     return wake
 

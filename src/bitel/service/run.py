@@ -89,7 +89,11 @@ class Running:
             dialer = settings.dialer(worker.dialer_id)
             assert dialer is not None
             worker.dialer.change(sip_trunk_config(dialer, settings.region))
-            await worker.dispatcher.change(build.dispatch_limits(dialer), settings.price_list())
+            await worker.dispatcher.change(
+                build.dispatch_limits(dialer),
+                settings.price_list(),
+                build.memberships(settings, dialer),
+            )
         self.resources.settings = settings
         if self.api is not None:
             self.api.settings = settings
@@ -199,11 +203,12 @@ async def running(
         service = Running(resources)
         workers = service.workers
         dialer_ids = [each.id for each in settings.dialers]
-        housekeeper = Housekeeper(database, dialer_ids, clock, save_clock=clock.save)
+        housekeeper = Housekeeper(database, settings.server_ids, clock, save_clock=clock.save)
         await start(background("housekeeping", housekeeper.run))
         lag = await start(measuring_lag())
         pauses = stack.enter_context(measuring_pauses())
         sources = Sources(database, dialer_ids, clock, lag, pauses, clock_gap=lambda: clock.gap)
+        sources.group_ids = [each.id for each in settings.dialer_groups]
         log_confinement()
         if has_api:
             sources.api_processes = functools.partial(getattr, processes, "count")

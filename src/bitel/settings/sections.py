@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -371,6 +372,16 @@ class DialerSettings(Section):
     more calls: they wait, and one is tried every 5 minutes; 0 never."""
 
     @property
+    def caller_pool(self) -> tuple[str, ...]:
+        """The caller ids over which calls are spread; an empty one stands for none at all."""
+        return (self.caller_id,) if isinstance(self.caller_id, str) else tuple(self.caller_id)
+
+    @property
+    def all_caller_ids(self) -> frozenset[str]:
+        """The caller ids that calls may show."""
+        return frozenset((*self.caller_pool, *self.caller_ids.values()))
+
+    @property
     def rtp_range(self) -> range:
         """The range of `rtp_ports`, including both ends."""
         first, last = map(int, self.rtp_ports.split("-"))
@@ -409,6 +420,31 @@ class DialerSettings(Section):
         _check_distinct(prefixes, "number_rules: two have the same prefix {!r}")
         if self.otp_channels >= self.max_channels:
             raise ValueError("otp_channels leaves no channel for other calls; make it smaller")
+        return self
+
+
+class DialerGroupSettings(Section):
+    """Dialers that share the calls of projects: see `bitel.domain.dialer_groups`."""
+
+    id: values.DialerId
+    """What clients name as `serverId`, as they do a dialer."""
+    dialers: list[values.DialerId] = Field(min_length=2, max_length=64)
+    """The ids of its dialers. Without `weights` each call is for the first of them that is up and
+    has a free channel."""
+    weights: list[Annotated[float, Field(gt=0, le=1000)]] = Field(
+        default_factory=list, max_length=64
+    )
+    """The part of the calls that each dialer takes while several are free, in the order of
+    `dialers`. Empty: the order decides."""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> DialerGroupSettings:
+        _check_distinct(self.dialers, f"dialer_groups: {self.id} has the dialer {{!r}} twice")
+        if self.weights and len(self.weights) != len(self.dialers):
+            raise ValueError(
+                f"dialer_groups: {self.id} has {len(self.dialers)} dialers and "
+                f"{len(self.weights)} weights; give each dialer one, or none"
+            )
         return self
 
 
@@ -467,6 +503,7 @@ class Settings(BaseSettings):
     """Whether webhooks may be sent to private and loopback addresses."""
     tariff: list[RateSettings] = Field(default_factory=list, max_length=10_000)
     dialers: list[DialerSettings] = Field(default_factory=list, max_length=64)
+    dialer_groups: list[DialerGroupSettings] = Field(default_factory=list, max_length=64)
 
     def _check_limit_groups(self) -> None:
         first: dict[str, DialerSettings] = {}
@@ -483,6 +520,30 @@ class Settings(BaseSettings):
                         f"{mine:g}"
                     )
 
+    def _check_dialer_groups(self) -> None:
+        known = [each.id for each in self.dialers]
+        names = [*known, *(each.id for each in self.dialer_groups)]
+        _check_distinct(names, "dialer_groups: a dialer or another group has the id {!r}, too")
+        for group in self.dialer_groups:
+            for each in group.dialers:
+                if each not in known:
+                    raise ValueError(
+                        f"dialer_groups: {group.id} names the dialer {each!r}, which is not "
+                        f"among dialers: {', '.join(known) or 'none'}"
+                    )
+
+    @cached_property
+    def server_ids(self) -> tuple[str, ...]:
+        """What clients may name as `serverId`: the dialers, then the groups of dialers."""
+        groups = (each.id for each in self.dialer_groups)
+        return (*(each.id for each in self.dialers), *groups)
+
+    def dialers_behind(self, server_id: str) -> tuple[DialerSettings, ...]:
+        """The dialers of a group, or the dialer of this id itself; none for an unknown id."""
+        group = next((each for each in self.dialer_groups if each.id == server_id), None)
+        ids = [server_id] if group is None else group.dialers
+        return tuple(each for id_ in ids if (each := self.dialer(id_)) is not None)
+
     def limit_group_of(self, dialer: DialerSettings) -> tuple[str, ...]:
         """The ids of the dialers that share its limits, its own included."""
         if not dialer.limit_group:
@@ -495,6 +556,7 @@ class Settings(BaseSettings):
         _check_distinct([each.id for each in self.dialers], "dialers: two have the same id {!r}")
         _check_distinct(binds, "dialers: two have the same bind {!r}")
         self._check_limit_groups()
+        self._check_dialer_groups()
         _check_distinct(
             [rate.prefix for rate in self.tariff],
             "tariff: two lines have the same prefix {!r}; keep one",

@@ -18,8 +18,10 @@ from sqlalchemy import Connection
 from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.schedule import Schedule, zones_of
+from bitel.store import fair_queue
+from bitel.store.dialer_groups import GroupTurn
 from bitel.store.endings import CallEnd, end_calls
-from bitel.store.fair_queue import CAMPAIGN_CALLS, DueCall
+from bitel.store.fair_queue import CAMPAIGN_CALLS, GROUP_CAMPAIGN_CALLS, DueCall
 from bitel.store.schema import (
     call,
     campaign,
@@ -44,6 +46,8 @@ class CampaignRow(Protocol):
 
     id: str
     project_id: str
+    dialer_id: str
+    """Its dialer, or its group of dialers."""
     requested_at: float
     start_at: float | None
     time_to_live: int
@@ -55,23 +59,35 @@ class CampaignRow(Protocol):
     pauses: tuple[tuple[float, float], ...]
     canceled_at: float | None
     first_due: float | None
-    """When the first of its waiting calls is due; None: none waits."""
+    """When the first of its waiting calls is due; None: none waits. Of a group's campaign only
+    those count that the dialer may take."""
 
 
 class Pace(Protocol):
     """Limits how many calls of a campaign may begin now."""
 
     def room(
-        self, campaign_id: str, calls_per_second: float | None, max_channels: int | None
+        self,
+        campaign_id: str,
+        calls_per_second: float | None,
+        max_channels: int | None,
+        queue_id: str,
     ) -> int:
-        """How many calls of the campaign may begin now; a limit of None does not apply."""
+        """How many calls of the campaign may begin now; a limit of None does not apply.
+
+        `queue_id` is its dialer or its group of dialers.
+        """
 
 
 class NoPace:
     """As fast as the dialer."""
 
     def room(
-        self, campaign_id: str, calls_per_second: float | None, max_channels: int | None
+        self,
+        campaign_id: str,
+        calls_per_second: float | None,
+        max_channels: int | None,
+        queue_id: str,
     ) -> int:
         """Any number."""
         return _NO_HURRY
@@ -90,7 +106,9 @@ class CampaignBudgets:
         if row.id in self._held:
             return 0
         if row.id not in self._left:
-            self._left[row.id] = self._pace.room(row.id, row.calls_per_second, row.max_channels)
+            self._left[row.id] = self._pace.room(
+                row.id, row.calls_per_second, row.max_channels, row.dialer_id
+            )
         return self._left[row.id]
 
     def hold(self, campaign_id: str | None) -> None:
@@ -112,32 +130,47 @@ class CampaignBudgets:
                 self._left[row.campaign_id] -= 1
 
 
-_first_due = (
-    sa.select(call.c.due_at)
-    .where(call.c.campaign_id == campaign.c.id, is_due_in_campaign)
-    .order_by(call.c.due_at)
-    .limit(sa.literal_column("1"))
-    .scalar_subquery()
-    .label("first_due")
+def _first_due(*conditions: sa.ColumnElement[bool]) -> sa.Label[float | None]:
+    return (
+        sa.select(call.c.due_at)
+        .where(call.c.campaign_id == campaign.c.id, is_due_in_campaign, *conditions)
+        .order_by(call.c.due_at)
+        .limit(sa.literal_column("1"))
+        .scalar_subquery()
+        .label("first_due")
+    )
+
+
+_takes_paced = sa.bindparam("takes_paced", type_=sa.Boolean()).is_(sa.true())
+_is_paced = sa.or_(campaign.c.calls_per_second.is_not(None), campaign.c.max_channels.is_not(None))
+_may_take = fair_queue.may_take(
+    call, sa.case((_is_paced, _takes_paced), else_=fair_queue.takes_new)
 )
 _COLUMNS: Final = campaign.c[
-    "id", "project_id", "requested_at", "start_at", "time_to_live", "end_at", "window",
+    "id", "project_id", "dialer_id", "requested_at", "start_at", "time_to_live", "end_at", "window",
     "calls_per_second", "max_channels", "paused_at", "pauses", "canceled_at",
 ]  # fmt: skip
 _after = (
     sa.bindparam("after_project", type_=campaign.c.project_id.type),
     sa.bindparam("after_campaign", type_=campaign.c.id.type),
 )
-_RUNNING: Final = Statement(
-    sa.select(*_COLUMNS, _first_due)
-    .where(
-        campaign.c.dialer_id == sa.bindparam("dialer_id"),
-        may_run,
-        sa.tuple_(campaign.c.project_id, campaign.c.id) > sa.tuple_(*_after),
+
+
+def _select_running(first_due: sa.Label[float | None]) -> Statement:
+    return Statement(
+        sa.select(*_COLUMNS, first_due)
+        .where(
+            campaign.c.dialer_id == sa.bindparam("dialer_id"),
+            may_run,
+            sa.tuple_(campaign.c.project_id, campaign.c.id) > sa.tuple_(*_after),
+        )
+        .order_by(campaign.c.project_id, campaign.c.id)
+        .limit(sa.bindparam("most"))
     )
-    .order_by(campaign.c.project_id, campaign.c.id)
-    .limit(sa.bindparam("most"))
-)
+
+
+_RUNNING: Final = _select_running(_first_due())
+_RUNNING_OF_GROUP: Final = _select_running(_first_due(_may_take))
 _ENDED: Final = Statement(
     sa.select(campaign.c.id)
     .where(
@@ -279,31 +312,44 @@ def schedule_of(row: CampaignRow, of_project: CallingWindow | None, ahead: float
 
 
 def read(
-    conn: Connection, dialer_id: str, now: float, ahead: float, page: Page | None = None
+    conn: Connection,
+    dialer_id: str,
+    now: float,
+    ahead: float,
+    page: Page | None = None,
+    turns: Sequence[GroupTurn] = (),
 ) -> Schedules:
-    """The schedules of the dialer's running campaigns, and the windows of all projects.
+    """The schedules of the running campaigns of a dialer and its groups, and of all projects.
 
     Of more than `MOST` campaigns each reading with the same `page` goes on behind the one before,
     whether or not calls of these could begin.
     """
     windows = {row.id: CallingWindow.parse(row.window) for row in _WINDOWS.rows(conn, {})}
     after = ("", "") if page is None else page.after
-    rows = _running(conn, dialer_id, after)
+    rows = _running(conn, dialer_id, after, turns)
     is_full = len(rows) >= MOST
     if page is not None:
         page.after = (rows[-1].project_id, rows[-1].id) if is_full else ("", "")
     if after != ("", "") and not is_full:
         found = {row.id for row in rows}
-        first = _running(conn, dialer_id, ("", ""))
+        first = _running(conn, dialer_id, ("", ""), turns)
         rows += [row for row in first if row.id not in found][: MOST - len(rows)]
     return Schedules(now, ahead, windows, {row.id: row for row in rows})
 
 
-def _running(conn: Connection, dialer_id: str, after: tuple[str, str]) -> list[CampaignRow]:
+def _running(
+    conn: Connection, dialer_id: str, after: tuple[str, str], turns: Sequence[GroupTurn]
+) -> list[CampaignRow]:
     after_project, after_campaign = after
     wanted = {"dialer_id": dialer_id, "after_project": after_project,
               "after_campaign": after_campaign, "most": MOST}  # fmt: skip
-    return _RUNNING.rows(conn, wanted)
+    rows: list[CampaignRow] = _RUNNING.rows(conn, wanted)
+    for turn in turns:
+        takes = {**turn.parameters(), "takes_paced": turn.takes_paced}
+        rows += _RUNNING_OF_GROUP.rows(conn, {**wanted, **takes, "dialer_id": turn.queue})
+    if turns:
+        rows = sorted(rows, key=lambda row: (row.project_id, row.id))[:MOST]
+    return rows
 
 
 def pick(
@@ -315,6 +361,7 @@ def pick(
     closed: Collection[str],
     budgets: CampaignBudgets,
     least: int = 0,
+    turns: Sequence[GroupTurn] = (),
 ) -> list[DueCall]:
     """Up to `room` due calls of the campaigns that have a turn.
 
@@ -326,8 +373,10 @@ def pick(
         closed: projects that have no turn.
         budgets: limit the calls of each campaign.
         least: calls to look at of a campaign that has a budget, even if they are more.
+        turns: those of the dialer in its groups.
     """
-    by_project: dict[str, list[str]] = {}
+    queues: dict[_CampaignQueue, dict[str, list[str]]] = {}
+    of_groups = {turn.queue: turn for turn in turns}
     most: dict[str, int] = {}
     for row in schedules.campaigns.values():
         is_due = row.first_due is not None and row.first_due <= schedules.now
@@ -336,12 +385,32 @@ def pick(
         left = budgets.left(row)
         if left > 0:
             most[row.id] = max(left, least)
-            by_project.setdefault(row.project_id, []).append(row.id)
-    turns = [
-        _following(by_project[project_id], after_campaigns.get(project_id, ""))
-        for project_id in _following(by_project, after_project)
-    ]
-    return CAMPAIGN_CALLS.share_out(conn, {}, room, schedules.now, turns, most)
+            turn = of_groups.get(row.dialer_id)
+            queue = (turn.queue, is_paced(row)) if turn else None
+            queues.setdefault(queue, {}).setdefault(row.project_id, []).append(row.id)
+    picked: list[DueCall] = []
+    for queue, by_project in queues.items():
+        keys = [
+            _following(by_project[project_id], after_campaigns.get(project_id, ""))
+            for project_id in _following(by_project, after_project)
+        ]
+        if queue is None:
+            picked += CAMPAIGN_CALLS.share_out(conn, {}, room, schedules.now, keys, most)
+        else:
+            parameters = of_groups[queue[0]].parameters(is_paced=queue[1])
+            picked += GROUP_CAMPAIGN_CALLS.share_out(
+                conn, parameters, room, schedules.now, keys, most
+            )
+    return picked
+
+
+def is_paced(row: CampaignRow) -> bool:
+    """Whether the campaign has limits of its own."""
+    return row.calls_per_second is not None or row.max_channels is not None
+
+
+_CampaignQueue = tuple[str, bool] | None
+"""A group, and whether campaigns are paced; None: the dialer's own."""
 
 
 def _following(keys: Iterable[str], after: str) -> list[str]:

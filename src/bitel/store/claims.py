@@ -7,6 +7,7 @@ crash `recovery.take_over` deals with the attempts that are still open.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,12 +17,14 @@ from sqlalchemy import Connection, bindparam, exists, func, literal, select, upd
 
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.dialer_groups import Membership
 from bitel.domain.ids import new_ids
 from bitel.domain.retry import Requeue, RetryRule, RetryWaits
 from bitel.domain.webhooks import CALL_ANSWERED, CALL_INITIATED, CALL_RINGING
 from bitel.store import (
     call_events,
     campaign_schedules,
+    dialer_groups,
     do_not_call,
     event_rows,
     fair_queue,
@@ -32,6 +35,7 @@ from bitel.store import (
 )
 from bitel.store.call_events import CallEvent
 from bitel.store.campaign_schedules import CampaignBudgets, NoPace, Pace, Page, Schedules
+from bitel.store.dialer_groups import GroupTurn
 from bitel.store.endings import (
     CallEnd,
     cancel_requested,
@@ -118,6 +122,9 @@ def claim(
     after_campaign: Mapping[str, str] = _FROM_THE_FIRST,
     pace: Pace = _NO_PACE,
     page: Page | None = None,
+    groups: Sequence[Membership] = (),
+    *,
+    is_overdue: bool = False,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
@@ -132,6 +139,8 @@ def claim(
         after_project: the turns of a lane begin after this project: pass that of its last claim.
         after_campaign: the same for the campaigns of each project.
         pace: limits the calls of each campaign.
+        groups: those of the dialer; it claims from their queues too.
+        is_overdue: as for `dialer_groups.turns`.
 
     Raises LostLease when another worker has taken over.
     """
@@ -141,13 +150,16 @@ def claim(
     paused = pausing.in_force(conn, lease.dialer_id)
     if paused.reason:
         return []
-    schedules = _schedules(conn, lease.dialer_id, now, ahead, page)
+    of_groups = dialer_groups.turns(conn, groups, now, is_overdue=is_overdue) if groups else []
+    schedules = _schedules(conn, lease.dialer_id, now, ahead, page, of_groups)
     closed = {} if schedules is None else schedules.closed_projects()
-    alone = fair_queue.with_waiting(conn, lease.dialer_id, lanes)
-    if closed:
-        for lane in sorted(alone):
-            if lane is not Lane.OTP:
-                fair_queue.postpone(conn, lease.dialer_id, lane, now, closed)
+    alone = set[Lane]()
+    for queue_id in (lease.dialer_id, *(turn.queue for turn in of_groups)):
+        waiting = fair_queue.with_waiting(conn, queue_id, lanes)
+        if closed:
+            for lane in sorted(waiting - {Lane.OTP}):
+                fair_queue.postpone(conn, queue_id, lane, now, closed)
+        alone |= waiting
     has_campaigns = schedules is not None and bool(schedules.campaigns)
     in_campaigns = {Lane.BATCH}.intersection(lanes) if has_campaigns else set()
     turns: list[_LaneTurn] = [
@@ -160,7 +172,8 @@ def claim(
     ]
     claimed: list[Claim] = []
     budgets = None if schedules is None else CampaignBudgets(pace)
-    queue = _Queue(lease.dialer_id, now, schedules, after_campaign, budgets)
+    queue = _Queue(lease.dialer_id, now, schedules, after_campaign, budgets,
+                   {turn.queue: turn for turn in of_groups}, Counter())  # fmt: skip
     for look in range(_LOOKS):
         # Calls that can't be dialled must take neither a place nor their project's turn.
         picked = _pick(conn, queue, turns, room, _LOOK_AT if look else 0, now)
@@ -174,6 +187,8 @@ def claim(
             break
     if claimed:
         pausing.note_claims(conn, lease, max(one.attempt_id for one in claimed))
+    for queue_id, calls in queue.new.items():
+        dialer_groups.note_taken(conn, queue.groups[queue_id], calls)
     return claimed
 
 
@@ -187,6 +202,10 @@ class _Queue(NamedTuple):
     after_campaign: Mapping[str, str]
     budgets: CampaignBudgets | None
     """None: as for schedules."""
+    groups: Mapping[str, GroupTurn]
+    """The dialer's turns in its groups, by the group."""
+    new: Counter[str]
+    """New calls that were claimed, by group."""
 
     def expires_at(self, row: DueCall) -> float:
         """The time from which the call is not dialled any more."""
@@ -196,9 +215,26 @@ class _Queue(NamedTuple):
         """When the call may be dialled if its callee's clock does not allow it now, else None."""
         return None if self.schedules is None else self.schedules.opens_at(row)
 
+    def within_turns(self, rows: Sequence[DueCall]) -> list[DueCall]:
+        """The calls without the new ones of groups for which it is the turn of other dialers."""
+        left = {key: turn.new - self.new[key] for key, turn in self.groups.items()}
+        kept = []
+        for row in rows:
+            if row.dialer_id in left and row.caller_id is None and not self._is_paced(row):
+                left[row.dialer_id] -= 1
+                if left[row.dialer_id] < 0:
+                    continue
+            kept.append(row)
+        return kept
+
+    def _is_paced(self, row: DueCall) -> bool:
+        of = self.schedules.campaigns if self.schedules is not None else {}
+        found = of.get(row.campaign_id or "")
+        return found is not None and campaign_schedules.is_paced(found)
+
 
 _has_campaigns = exists(
-    select(campaign.c.id).where(campaign.c.dialer_id == bindparam("dialer_id"), is_unfinished)
+    select(campaign.c.id).where(is_among(campaign.c.dialer_id, "queues"), is_unfinished)
 )
 _HAS_SCHEDULES: Final = Statement(
     select((_has_campaigns | exists(select(project.c.id).where(has_window))).label("any"))
@@ -211,10 +247,12 @@ def _schedules(
     now: float,
     ahead: float,
     page: Page | None = None,
+    turns: Sequence[GroupTurn] = (),
 ) -> Schedules | None:
     """The schedules in force; None: there are none, as mostly with single calls only."""
-    (row,) = _HAS_SCHEDULES.rows(conn, {"dialer_id": dialer_id})
-    return campaign_schedules.read(conn, dialer_id, now, ahead, page) if row.any else None
+    queues = [(dialer_id,), *((turn.queue,) for turn in turns)]
+    (row,) = _HAS_SCHEDULES.rows(conn, {"queues": queues})
+    return campaign_schedules.read(conn, dialer_id, now, ahead, page, turns) if row.any else None
 
 
 def _take_shares(
@@ -276,6 +314,11 @@ def _pick(
         most = max(room.channels, least) if lane is Lane.OTP else others
         if most > 0:
             of_lane = fair_queue.pick(conn, queue.dialer_id, lane, most, now, after, closed)
+            for turn in queue.groups.values():
+                of_group = turn.parameters()
+                of_lane += fair_queue.pick(
+                    conn, turn.queue, lane, most, now, after, closed, of_group
+                )
             is_batch = lane is Lane.BATCH and len(of_lane) < most
             if is_batch and queue.schedules is not None and queue.budgets is not None:
                 of_lane += campaign_schedules.pick(
@@ -287,7 +330,10 @@ def _pick(
                     closed,
                     queue.budgets,
                     least,
+                    list(queue.groups.values()),
                 )
+            if queue.groups:
+                of_lane = queue.within_turns(of_lane)
             picked += fair_queue.one_of_each(of_lane)
             others -= 0 if lane is Lane.OTP else len(of_lane)
     return picked
@@ -447,26 +493,28 @@ _EXPIRED: Final = Statement(
 
 def expire(
     conn: Connection,
-    dialer_id: str,
+    queue_id: str,
     now: float,
     limit: int = 1000,
     ahead: float = 0.0,
     page: Page | None = None,
 ) -> int:
-    """End up to `limit` waiting calls whose time to live is over; returns how many.
+    """End up to `limit` waiting calls of a dialer, or of a group, whose time to live is over.
+
+    Returns how many.
 
     The system clock, which the ends of campaigns follow, is `ahead` seconds ahead of `now`.
     """
-    rows = _EXPIRED.rows(conn, {"dialer_id": dialer_id, "now": now, "most": limit})
+    rows = _EXPIRED.rows(conn, {"dialer_id": queue_id, "now": now, "most": limit})
     ends = [CallEnd(row.id, CallStatus.EXPIRED) for row in rows]
     if ends:
         end_calls(conn, ends, now)
     if len(ends) >= limit:
         return len(ends)
-    schedules = _schedules(conn, dialer_id, now, ahead, page)
+    schedules = _schedules(conn, queue_id, now, ahead, page)
     if schedules is None:
         return len(ends)
-    return len(ends) + campaign_schedules.expire(conn, dialer_id, schedules, limit - len(ends))
+    return len(ends) + campaign_schedules.expire(conn, queue_id, schedules, limit - len(ends))
 
 
 class NextDue(NamedTuple):
@@ -490,6 +538,13 @@ _NEXT_DUE: Final = Statement(
     )
 )
 _NEXT_DUE_IN_LANE: Final = Statement(_next_due.where(*matches(call.c.lane)))
+_next_of_group = (
+    select(call.c.due_at)
+    .where(*_of_dialer, fair_queue.may_take(call), *matches(call.c.lane))
+    .order_by(call.c.due_at)
+    .limit(1)
+)
+_NEXT_DUE_OF_GROUP: Final = Statement(_next_of_group)
 
 
 def next_due(
@@ -499,11 +554,16 @@ def next_due(
     lanes: Collection[Lane] = tuple(Lane),
     ahead: float = 0.0,
     page: Page | None = None,
+    groups: Sequence[Membership] = (),
+    *,
+    is_overdue: bool = False,
 ) -> NextDue:
     """When a waiting call of the dialer becomes due in one of the lanes, or in any lane expires.
 
-    Calls of campaigns that have no turn at `now` are left out.
+    Calls of campaigns that have no turn at `now` are left out, and calls of its groups that are for
+    other dialers.
     """
+    turns = dialer_groups.turns(conn, groups, now, is_overdue=is_overdue) if groups else []
     (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
     due: list[float | None] = [row.due_at]
     if len(lanes) < len(Lane):
@@ -511,7 +571,12 @@ def next_due(
             _NEXT_DUE_IN_LANE.rows(conn, {"dialer_id": dialer_id, "lane": int(lane)})[0].due_at
             for lane in lanes
         ]
-    schedules = _schedules(conn, dialer_id, now, ahead, page) if Lane.BATCH in lanes else None
+    for turn in turns:
+        for lane in lanes:
+            of_lane = {"dialer_id": turn.queue, "lane": int(lane), **turn.parameters()}
+            due += [row.due_at for row in _NEXT_DUE_OF_GROUP.rows(conn, of_lane)]
+    has_batches = Lane.BATCH in lanes
+    schedules = _schedules(conn, dialer_id, now, ahead, page, turns) if has_batches else None
     if schedules is not None:
         due.append(campaign_schedules.next_due(schedules))
     return NextDue(min((at for at in due if at is not None), default=None), row.expires_at)
@@ -574,6 +639,8 @@ _BEGIN_ATTEMPTS: Final = insert_rows(
 
 def _take(conn: Connection, lease: Lease, rows: list[DueCall], queue: _Queue) -> list[Claim]:
     now = queue.now
+    if queue.groups:
+        rows = _bind_caller_ids(conn, rows, queue)
     ids = new_ids(now, len(rows))
     asking = [row for row in rows if row.webhook_id is not None or row.webhook_events]
     own = event_rows.own_types(conn, asking) if asking else {}
@@ -598,6 +665,27 @@ def _take(conn: Connection, lease: Lease, rows: list[DueCall], queue: _Queue) ->
     if initiated:
         call_events.write(conn, initiated)
     return claims
+
+
+_BIND: Final = update_each("bound", call.c.id, call.c.caller_id)
+
+
+def _bind_caller_ids(conn: Connection, rows: list[DueCall], queue: _Queue) -> list[DueCall]:
+    """Choose the caller ids of new calls of groups: later attempts show the same."""
+    bound: list[DueCall] = []
+    for row in rows:
+        turn = queue.groups.get(row.dialer_id)
+        if turn is not None and row.caller_id is None:
+            queue.new[turn.queue] += 1
+            chosen = turn.of.choose_caller_id(row.e164, row.id)
+            # A named tuple with the columns of the query, which the protocol can't say.
+            row = row._replace(caller_id=chosen)  # type: ignore[attr-defined]
+            bound.append(row)
+    if bound:
+        _BIND.run(conn, {"bound": [(row.id, row.caller_id) for row in bound]})
+        by_id = {row.id: row for row in bound}
+        rows = [by_id.get(row.id, row) for row in rows]
+    return rows
 
 
 def _claim(attempt_id: str, row: DueCall, queue: _Queue, events: tuple[str, ...]) -> Claim:

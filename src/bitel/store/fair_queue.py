@@ -46,6 +46,8 @@ class DueRow(Protocol):
 class DueCall(DueRow, Protocol):
     """A waiting call, locked. Times in Unix seconds."""
 
+    dialer_id: str
+    """The dialer, or the group of dialers, that it is for."""
     lane: int
     e164: str
     campaign_id: str | None
@@ -373,7 +375,8 @@ def with_waiting(conn: Connection, dialer_id: str, lanes: Iterable[Lane]) -> set
 
 _CALL_COLUMNS: Final = (
     *call.c[
-        "id", "project_id", "campaign_id", "lane", "e164", "time_zone", "recording_id", "digits",
+        "id", "project_id", "campaign_id", "dialer_id", "lane", "e164", "time_zone",
+        "recording_id", "digits",
         "repeat_count", "language", "longest_seconds", "retries_left", "retry_interval",
         "retry_waits", "expires_at", "trouble", "uncertain", "attempts", "due_at",
         "caller_id", "webhook_id",
@@ -411,6 +414,36 @@ CAMPAIGN_CALLS: Final = FairQueue(
 """The waiting calls of campaigns; `campaign_schedules` says whose turn it may be."""
 
 
+takes_new: Final = sa.bindparam("takes_new", type_=sa.Boolean()).is_(sa.true())
+
+
+def may_take(one: sa.FromClause, new: sa.ColumnElement[bool] = takes_new) -> sa.ColumnElement[bool]:
+    """Whether a dialer may take a call of its group: see `dialer_groups.GroupTurn.parameters`.
+
+    `new` is the condition for calls that have no caller id yet.
+    """
+    is_new = sa.and_(one.c.caller_id.is_(None), new)
+    return sa.or_(is_new, one.c.caller_id.in_(sa.select(_shown.c.caller_id)))
+
+
+_shown = values_parameter("caller_ids", call.c.caller_id)
+GROUP_CALLS: Final = FairQueue(
+    call,
+    columns=_CALL_COLUMNS,
+    within=(call.c.dialer_id, call.c.lane),
+    where=lambda one: (one.c.campaign_id.is_(None), may_take(one)),
+)
+"""As `CALLS`, of a group of dialers: the calls that one of its dialers may take."""
+
+GROUP_CAMPAIGN_CALLS: Final = FairQueue(
+    call,
+    columns=_CALL_COLUMNS,
+    key=call.c.campaign_id,
+    where=lambda one: (one.c.campaign_id.is_not(None), may_take(one)),
+)
+"""As `CAMPAIGN_CALLS`, in the same way."""
+
+
 def pick(
     conn: Connection,
     dialer_id: str,
@@ -419,12 +452,17 @@ def pick(
     now: float,
     after: str,
     closed: Iterable[str],
+    group: Mapping[str, Any] | None = None,
 ) -> list[DueCall]:
     """Up to `room` due calls of the lane that belong to no campaign, as `FairQueue.pick`.
 
-    Expired calls are among them: to skip them here could take very long.
+    Expired calls are among them: to skip them here could take very long. `group` has the parameters
+    of `may_take`, if the queue is a group's.
     """
-    return CALLS.pick(conn, {"dialer_id": dialer_id, "lane": int(lane)}, room, now, after, closed)
+    of_queue = {"dialer_id": dialer_id, "lane": int(lane)}
+    if group is None:
+        return CALLS.pick(conn, of_queue, room, now, after, closed)
+    return GROUP_CALLS.pick(conn, {**of_queue, **group}, room, now, after, closed)
 
 
 def one_of_each(picked: Iterable[DueCall]) -> list[DueCall]:

@@ -70,6 +70,7 @@ class Worker(NamedTuple):
     late_ms: float
     fenced: bool
     draining: bool
+    is_free: bool
 
     @property
     def is_placing(self) -> bool:
@@ -93,6 +94,8 @@ class WorkerState:
     """Begun, on average."""
     late_ms: float = 0.0
     """Lateness of RTP packets in milliseconds, the 90th percentile."""
+    is_free: bool = True
+    """Whether it could begin further calls."""
 
 
 class Holder(NamedTuple):
@@ -323,6 +326,7 @@ def renew(
         "channels": state.channels,
         "calls_per_second": state.calls_per_second,
         "late_ms": state.late_ms,
+        "is_free": state.is_free,
     }
     held = update(worker).where(*mine, worker.c.fenced.is_(False))
     is_held = conn.execute(held.values(values)).rowcount == 1
@@ -410,6 +414,18 @@ class DialerState:
     """The worst lateness of RTP packets in milliseconds."""
     since: float | None = None
     """When the oldest of them began, in Unix seconds."""
+
+
+def together(states: Sequence[DialerState]) -> DialerState:
+    """The state of several dialers, as if they were one."""
+    return DialerState(
+        any(each.up for each in states),
+        sum(each.workers for each in states),
+        sum(each.channels for each in states),
+        sum(each.calls_per_second for each in states),
+        max((each.late_ms for each in states), default=0.0),
+        min((each.since for each in states if each.since is not None), default=None),
+    )
 
 
 def dialer_states(conn: Connection, now: float, within: float) -> dict[str, DialerState]:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from bitel.domain.calls import Lane
 from bitel.store.fair_queue import DueCall
-from bitel.store.schema import call, is_due, is_in_flight, may_ring
+from bitel.store.schema import attempt, call, is_due, is_in_flight, may_ring
 from bitel.store.sql_batch import (
     Statement,
     equals,
@@ -129,13 +129,20 @@ class Occupied(NamedTuple):
     by_campaign: Mapping[str, int] = MappingProxyType({})
 
 
+# By the last attempt, since a call may be for any dialer of a group.
 _OCCUPIED: Final = Statement(
-    sa.select(call.c.campaign_id, sa.func.count().label("channels"))
-    .where(
-        may_ring,
-        call.c.may_ring_until > _now,
-        is_among(call.c.dialer_id, "dialers"),
+    sa.select(
+        call.c.campaign_id,
+        sa.func.count().label("channels"),
+        sa.func.sum(
+            sa.case(
+                (is_among(attempt.c.dialer_id, "dialers"), sa.literal_column("1")),
+                else_=sa.literal_column("0"),
+            )
+        ).label("of_dialers"),
     )
+    .join(attempt, sa.and_(attempt.c.call_id == call.c.id, attempt.c.number == call.c.attempts))
+    .where(may_ring, call.c.may_ring_until > _now)
     .group_by(call.c.campaign_id)
 )
 
@@ -144,7 +151,7 @@ def occupied(conn: Connection, dialer_ids: Iterable[str], now: float) -> Occupie
     """The channels of dialers that count as in use although no worker has their calls."""
     rows = _OCCUPIED.rows(conn, {"dialers": [(each,) for each in dialer_ids], "now": now})
     of_campaigns = {row.campaign_id: row.channels for row in rows if row.campaign_id is not None}
-    return Occupied(sum(row.channels for row in rows), of_campaigns)
+    return Occupied(sum(row.of_dialers for row in rows), of_campaigns)
 
 
 _numbers = values_parameter("numbers", call.c.project_id, call.c.e164)

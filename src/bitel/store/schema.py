@@ -578,6 +578,7 @@ worker = Table(
     Column("last_attempt", _Id, nullable=False),  # of its claims
     Column("fenced", Boolean, nullable=False),  # its slot is to be taken over
     Column("draining", Boolean, nullable=False),  # it is to stop
+    Column("is_free", Boolean, nullable=False, server_default=true()),  # it could begin more calls
 )
 """The workers of dialers; a row is a lease, and who ends it removes the row."""
 
@@ -592,9 +593,19 @@ worker_share = Table(
     Column("wanted", Integer, nullable=False),
     Column("held", Integer, nullable=False),
     Column("is_able", Boolean, nullable=False),  # it can use what nobody else wants
+    Column("weight", Double, nullable=False, server_default=text("1")),
     Index("ix_worker_share_worker", "dialer_id", "epoch"),
 )
 """The shares of the workers in limits that hold for all of them together."""
+
+group_dialer = Table(
+    "group_dialer",
+    metadata,
+    Column("group_id", _DialerId, primary_key=True),
+    Column("dialer_id", _DialerId, primary_key=True),
+    Column("taken", Double, nullable=False),  # calls, divided by its weight
+)
+"""What the dialers of groups with weights have taken."""
 
 trace_request = Table(
     "trace_request",

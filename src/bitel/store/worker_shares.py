@@ -35,7 +35,7 @@ _SHARES: Final = Statement(
     )
 )
 _KEY: Final = worker_share.c["resource", "dialer_id", "epoch"]
-_VALUES: Final = worker_share.c["most", "used", "wanted", "held", "is_able"]
+_VALUES: Final = worker_share.c["most", "used", "wanted", "held", "is_able", "weight"]
 _given = values_parameter("shares", worker_share.c.resource, *_VALUES)
 _INSERT: Final = insert_rows(
     _given,
@@ -91,7 +91,9 @@ def update(
     for resource, need in needs.items():
         own, share = _share(lease, need, rows[resource], taken.get(resource, 0))
         usable[resource] = share.usable
-        values = (resource, need.limit, *need.demand[:2], share.held, need.demand.is_able)
+        demand = need.demand
+        values = (resource, need.limit, demand.used, demand.wanted, share.held, demand.is_able,
+                  demand.weight)  # fmt: skip
         if own is None:
             new.append(values)
         elif values[1:] != tuple(getattr(own, column.name) for column in _VALUES):
@@ -113,7 +115,7 @@ def _share(lease: Lease, need: Need, rows: Sequence[Any], taken: int) -> tuple[A
     )
     mine = sum((row.dialer_id, row.epoch) < me for row in others)
     places = max(0, min([need.limit, *(row.most for row in others)]) - taken)
-    demands = [Demand(row.used, row.wanted, row.is_able) for row in others]
+    demands = [Demand(row.used, row.wanted, row.is_able, row.weight) for row in others]
     demands.insert(mine, need.demand)
     held = [row.held for row in others]
     held.insert(mine, 0 if own is None else own.held)

@@ -31,15 +31,20 @@ async def servers(request: Request, project: Owner) -> Response:
     context = services_of(request).context
     now = context.clock()
     usable = dialers_of(context.settings, project)
+    behind = {each: context.settings.dialers_behind(each) for each in usable}
+    dialers = sorted({one.id for some in behind.values() for one in some})
     states, paused = await context.database.read(
-        lambda conn: (leases.dialer_states(conn, now, SEEN_WITHIN), _paused(conn, usable))
+        lambda conn: (leases.dialer_states(conn, now, SEEN_WITHIN), _paused(conn, dialers))
     )
-    return success(
-        [
-            _server(each, states.get(each, DialerState()), paused.get(each), context.date)
-            for each in usable
-        ]
-    )
+    found = []
+    for each, some in behind.items():
+        ids = [one.id for one in some]
+        of_dialers = [states.get(one, DialerState()) for one in ids]
+        reasons = [paused.get(one) for one in ids]
+        # A group is paused if all of its dialers are.
+        reason = None if None in reasons else reasons[0]
+        found.append(_server(each, leases.together(of_dialers), reason, context.date))
+    return success(found)
 
 
 @router.get("/account", **described("The project, and its balance", "service", AccountAnswer))
