@@ -73,6 +73,32 @@ async def test_a_request_names_its_host_once(
         assert "Host" in envelope["message"]
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /api/v2/servers HTTP/1.1\r\nHost: a\r\nX y: z\r\n\r\n",
+        b"GET /api/v2/ser\x01vers HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /api/v2/voice/single HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+        b"GET /api/v2/servers HTTP/9.9\r\nHost: a\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+async def test_bytes_that_are_no_request_are_refused_in_the_envelope(
+    sqlite_stage: Stage, served: Callable[[Stage], Any], sent: bytes
+) -> None:
+    async with served(sqlite_stage) as url:
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    envelope = json.loads(body)
+    assert (envelope["result"], envelope["error"]) == (None, "InvalidRequest")
+
+
 @pytest.mark.parametrize("path", ["/healthz", SINGLE, "/metrics", "/nowhere"])
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
 async def test_a_request_has_one_authorization_header(

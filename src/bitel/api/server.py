@@ -19,6 +19,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from bitel.api.responses import failure
+from bitel.errors import InvalidRequestError
 from bitel.ip_addresses import embedded_ipv4
 from bitel.settings import HttpSettings
 
@@ -114,6 +116,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif self._in_head and self._overhead and self._head_timer is None:
             self._start_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no HTTP request, as all errors are answered, and disconnect."""
+        body = bytes(failure(InvalidRequestError("the request is not valid HTTP/1.1")).body)
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         """Stop the head's timer and limit the pipelined requests."""
