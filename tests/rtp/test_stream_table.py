@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp.packet import PTIMES, RtpHeader
+from bitel.rtp.ipc import Replace
 from bitel.rtp.sender.sendmmsg import Group, Packets, Refused
 from bitel.rtp.sender.stream_table import StreamTable
 from bitel.rtp.sender.tick_schedule import STREAMS_PER_SLOT, TICK_SECONDS, SlotScheduler
@@ -101,6 +102,74 @@ def test_packet_times_side_by_side(played: Played, recording: Recording) -> None
     played.run(0.4)
     assert {end.stream: end.packets for end in played.ends} == {0: 30, 1: 15, 2: 10, 3: 8, 4: 5}
     assert len(played.engine._streams) == 0
+
+
+@pytest.mark.parametrize("ptime", PTIMES)
+@pytest.mark.parametrize("ticks", [0, 1, 7, 30])
+def test_other_clips_are_sent_from_the_next_packet_on(
+    played: Played, recording: Recording, ptime: int, ticks: int
+) -> None:
+    first, second, third = recording(8000), recording(500), recording(1000)
+    played.play(first, ptime=ptime)
+    played.run(ticks * TICK_SECONDS)
+    sent = len(played.packets)
+    played.engine.replace(Replace(1, open_clips(played.engine, second, third)))
+    played.run(1.2)
+    size = 8 * ptime
+    new = [(part.read_bytes(), -(-part.stat().st_size // size)) for part in (second, third)]
+    expected = first.read_bytes()[: sent * size]
+    expected += b"".join(part.ljust(packets * size, b"\xd5") for part, packets in new)
+    assert played.voice() == expected
+    headers = [header for *_, header, _ in played.packets]
+    packets = sent + sum(count for _, count in new)
+    assert [h.sequence for h in headers] == [(65530 + i) % 2**16 for i in range(packets)]
+    assert [h.timestamp for h in headers] == [
+        (2**32 - 320 + size * i) % 2**32 for i in range(packets)
+    ]
+    assert {h.ssrc for h in headers} == {7}
+    assert [h.marker for h in headers] == [True] + [False] * (packets - 1)
+    times = [time for time, *_ in played.packets]
+    assert {round((b - a) * 1000) for a, b in pairwise(times)} == {ptime}
+    assert played.ends == [StreamReport(1, packets, True, "")]
+
+
+def test_other_clips_are_sent_after_a_hold(played: Played, recording: Recording) -> None:
+    first, second = recording(8000), recording(800)
+    played.play(first)
+    played.run(0.1)
+    sent = len(played.packets)
+    played.hold()
+    played.engine.replace(Replace(1, open_clips(played.engine, second)))
+    played.run(0.5)
+    assert len(played.packets) == sent
+    played.resume()
+    played.run(0.5)
+    assert played.voice() == first.read_bytes()[: sent * 160] + second.read_bytes()
+    assert played.ends == [StreamReport(1, sent + 5, True, "")]
+
+
+def test_other_streams_of_the_batch_go_on(played: Played, recording: Recording) -> None:
+    clips = [recording(1600 * (n + 1)) for n in range(4)]
+    for stream, clip in enumerate(clips):
+        played.play(clip, stream=stream)
+    played.run(0.06)
+    played.engine.replace(Replace(3, open_clips(played.engine, recording(160))))
+    played.run(1.0)
+    assert {end.stream: end.finished for end in played.ends} == dict.fromkeys(range(4), True)
+    lengths = {end.stream: end.packets for end in played.ends}
+    assert [lengths[n] for n in range(3)] == [10, 20, 30]
+    assert lengths[3] is not None
+    assert lengths[3] <= 5
+
+
+def test_clips_that_are_not_loaded_end_the_stream(played: Played, recording: Recording) -> None:
+    played.play(recording(8000))
+    played.run(0.1)
+    played.engine.replace(Replace(1, [99]))
+    played.run(0.2)
+    (end,) = played.ends
+    assert (end.finished, end.error) == (False, "recording 99 is not loaded")
+    played.engine.replace(Replace(1, [0]))  # it has ended
 
 
 # Each step: whether the stream is held, whether it gets a new address, its payload type and packet

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.port_pool import share_of
 from bitel.rtp.sender.priority import core_for
 from bitel.rtp.shared_clip import read_clip
+from bitel.rtp.stream_spec import StreamSpec
 from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport
 from tests.rtp.streams import play, start_with
 from tests.support.free_ports import free_range
@@ -362,6 +364,40 @@ async def test_a_sender_that_can_not_be_started_again_is_tried_again_and_counted
     play(streamer, port, far.address, 8, [clip], ends)
     await ends.wait(2)
     assert len(far.packets()) == 1
+
+
+async def test_keys_are_reported_at_once_and_other_clips_follow(
+    far: FarEnd, recording: Recording
+) -> None:
+    streamer, ends = Streamer(HOST, free_range(20), receive=True), Ends()
+    await streamer.start()
+    port = streamer.open_port()
+    first, second = read_clip(recording(80_000)), read_clip(recording(1600))
+    await streamer.prepare(port, [first, second])
+    keys: list[str] = []
+    spec = StreamSpec(port, far.address, 8, "alaw", event_types=(96,))
+
+    def pressed(said: str, at: float) -> None:
+        assert 0 <= time.monotonic() - at < 5
+        keys.append(said)
+        if said == "7":
+            streamer.replace(stream, [second])
+
+    stream = streamer.play(spec, [first], ends, on_keys=pressed)
+    await until(far.packets)
+    for sequence, event in enumerate([b"\x05", b"\x07"]):
+        for _ in range(3):  # the end of an event is sent three times
+            far.socket.sendto(
+                pack(RtpHeader(96, sequence, 800 * sequence, 1)) + event + b"\x80\x03\x20",
+                (HOST, port),
+            )
+        await until(lambda: len(keys) > sequence)  # noqa: B023
+    await ends.wait()
+    assert keys == ["5", "7"]
+    assert (ends.reports[stream].digits, ends.reports[stream].finished) == ("57", True)
+    assert len({header.ssrc for header, _ in far.packets()}) == 1
+    assert len(far.packets()) < 400
+    await streamer.stop()
 
 
 @pytest.mark.parametrize("event_type", [96, 97])

@@ -45,7 +45,7 @@ class Play(NamedTuple):
     """To the sender: start a stream of these clips.
 
     `sequence`, `timestamp` and `ssrc` are those of the first packet. `receive`: whether to read
-    RTP and RTCP of the remote.
+    RTP and RTCP of the remote. `reports_keys`: whether each key is reported at once, by `Pressed`.
     """
 
     stream: int
@@ -55,6 +55,14 @@ class Play(NamedTuple):
     timestamp: int
     ssrc: int
     receive: bool = False
+    reports_keys: bool = False
+
+
+class Replace(NamedTuple):
+    """To the sender: send these clips from the next packet on, in place of what is left."""
+
+    stream: int
+    clips: Sequence[int]
 
 
 class Change(NamedTuple):
@@ -83,6 +91,15 @@ class Silent(NamedTuple):
     """From the sender, repeatedly: the remote was silent for the stream's `silence_timeout`."""
 
     stream: int
+
+
+class Pressed(NamedTuple):
+    """From the sender: keys that the remote has pressed since the last such message."""
+
+    stream: int
+    keys: str
+    at: float
+    """When they were read, by CLOCK_MONOTONIC."""
 
 
 class StreamerStats(NamedTuple):
@@ -125,11 +142,13 @@ Message = (
     | OpenClip
     | CloseClips
     | Play
+    | Replace
     | Change
     | Stop
     | ClipOpened
     | StreamReport
     | Silent
+    | Pressed
     | StreamerStats
 )
 

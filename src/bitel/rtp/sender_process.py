@@ -26,6 +26,8 @@ from bitel.rtp.ipc import (
     Open,
     OpenClip,
     Play,
+    Pressed,
+    Replace,
     Silent,
     Stop,
     StreamerStats,
@@ -34,7 +36,7 @@ from bitel.rtp.ipc import (
 )
 from bitel.rtp.port_pool import PortSockets
 from bitel.rtp.shared_clip import SharedClip
-from bitel.rtp.stream_spec import StreamReport
+from bitel.rtp.stream_spec import OnKeys, StreamReport
 
 START_TIMEOUT = 20.0  # seconds until the process must be ready
 STOP_TIMEOUT = 2.0  # seconds from the request to stop until a process is killed
@@ -267,6 +269,7 @@ class _Stream:
 
     on_end: Callable[[StreamReport], None]
     on_silence: Callable[[], None] | None
+    on_keys: OnKeys | None
     remote: tuple[str, int]
 
 
@@ -396,13 +399,14 @@ class SupervisedSender:
         clips: Sequence[SharedClip],
         on_end: Callable[[StreamReport], None],
         on_silence: Callable[[], None] | None,
+        on_keys: OnKeys | None = None,
     ) -> None:
         """Starts a stream from the sockets of its port; `clips` are those of the command.
 
         `on_end` is called once, in a later iteration of the event loop, with `finished=False` if
         the process died.
         """
-        self._streams[command.stream] = _Stream(on_end, on_silence, command.spec.remote)
+        self._streams[command.stream] = _Stream(on_end, on_silence, on_keys, command.spec.remote)
         queued = len(self._held) if self._process is None else self._process.queued
         if queued >= self._queue_limit:
             self._end(
@@ -435,6 +439,19 @@ class SupervisedSender:
             self._end(StreamReport.failed(stream, ""))
         elif self._process is not None and stream in self._streams:
             self._process.send(Stop(stream, if_awaited))
+
+    def replace(self, stream: int, clips: Sequence[SharedClip]) -> None:
+        """Sends other clips from the next packet on; does nothing for a stream that has ended."""
+        if stream not in self._streams:
+            return
+        numbers = [clip.number for clip in clips]
+        if stream in self._held:
+            play, sockets, _, changes = self._held[stream]
+            self._held[stream] = play._replace(clips=numbers), sockets, clips, changes
+        elif self._process is not None:
+            for clip in clips:
+                self._pass_clip(self._process, clip)
+            self._process.send(Replace(stream, numbers))
 
     def change(self, command: Change) -> None:
         """Changes the media of a running stream; does nothing for one that has ended.
@@ -474,6 +491,11 @@ class SupervisedSender:
             running = self._streams.get(message.stream)
             if running is not None and running.on_silence is not None:
                 running.on_silence()
+
+        elif isinstance(message, Pressed):
+            running = self._streams.get(message.stream)
+            if running is not None and running.on_keys is not None:
+                running.on_keys(message.keys, message.at)
 
     def _end(self, report: StreamReport) -> None:
         running = self._streams.pop(report.stream, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -14,6 +15,9 @@ Latch = Literal["off", "port", "host"]
 `off`: none; only the address in SDP counts. `port`: any port of the host in SDP. `host`: any host;
 after its first packet, every address that its SSRC comes from.
 """
+
+OnKeys = Callable[[str, float], None]
+"""Called with keys of 0-9*#ABCD, and when they were read, by CLOCK_MONOTONIC."""
 
 UNHEARD = "no RTP came from the far end, which names an address that must not be sent to"
 """The error of a stream that was stopped while it awaited the first packet of its remote."""

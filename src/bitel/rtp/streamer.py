@@ -25,6 +25,7 @@ from bitel.rtp.stream_spec import (
     UNSPECIFIED_HOSTS,
     Latch,
     Law,
+    OnKeys,
     RemoteAddressError,
     StreamReport,
     StreamSpec,
@@ -155,11 +156,13 @@ class Streamer:
         clips: Sequence[SharedClip],
         on_end: Callable[[StreamReport], None],
         on_silence: Callable[[], None] | None = None,
+        on_keys: OnKeys | None = None,
     ) -> int:
         """Starts a stream that sends the clips one after the other; returns its number.
 
         `on_end` is called once, later, on the event loop, also if the address or a clip can't be
-        used. `on_silence` is called each time the remote was silent for `silence_timeout`. Raises
+        used. `on_silence` is called each time the remote was silent for `silence_timeout`,
+        `on_keys` with the keys of its telephone events, soon after each. Raises
         ValueError for a port that is not open, a payload type or a packet time out of range.
         """
         number = self._number(spec.port)
@@ -182,9 +185,20 @@ class Streamer:
         host = UNSPECIFIED_HOSTS[self._version == 6] if nowhere else normalized(host)
         spec = spec._replace(remote=(host, port))
         numbers = [clip.number for clip in clips]
-        command = Play(stream, spec, numbers, *random_start(), self._receive)
-        sender.play(command, sockets, clips, on_end, on_silence)
+        reports_keys = on_keys is not None
+        command = Play(stream, spec, numbers, *random_start(), self._receive, reports_keys)
+        sender.play(command, sockets, clips, on_end, on_silence, on_keys)
         return stream
+
+    def replace(self, stream: int, clips: Sequence[SharedClip]) -> None:
+        """Sends other clips from the stream's next packet on, in place of what is left.
+
+        SSRC, sequence number and timestamp continue. The clips must be prepared, as by `prepare`.
+        Does nothing for a stream that has ended. Raises ValueError for none, or too many.
+        """
+        if not 1 <= len(clips) <= MAX_CLIPS:
+            raise ValueError(f"a playlist holds 1 to {MAX_CLIPS} clips, not {len(clips)}")
+        self._sender_of(stream).replace(stream, clips)
 
     def stop_stream(self, stream: int, *, if_awaited: bool = False) -> None:
         """Ends a stream; `on_end` follows. Does nothing for one that has ended.

@@ -17,7 +17,18 @@ import time
 from collections import deque
 from math import inf
 
-from bitel.rtp.ipc import Change, CloseClips, Frames, Message, Open, OpenClip, Play, Stop, encode
+from bitel.rtp.ipc import (
+    Change,
+    CloseClips,
+    Frames,
+    Message,
+    Open,
+    OpenClip,
+    Play,
+    Replace,
+    Stop,
+    encode,
+)
 from bitel.rtp.packet import PCMA
 from bitel.rtp.sender.priority import claim_a_core
 from bitel.rtp.sender.sendmmsg import Sendmmsg
@@ -141,9 +152,9 @@ class Sender:
                 self._send_stats(now)
             if now >= self._receive_due and self._receiver:
                 self._receive_due = now + RECEIVE_INTERVAL
-                silent = self._receiver.read(self._schedule.due - MARGIN)
-                if silent:
-                    self._parent.send(*silent)
+                news = self._receiver.read(self._schedule.due - MARGIN)
+                if news:
+                    self._parent.send(*news)
             idle = not self._skip_idle_ticks()
             if self._parent.behind or (self._ends and (idle or now >= self._ends_due)):
                 self._send_ends(inf if idle else self._schedule.due - MARGIN)
@@ -236,6 +247,8 @@ class Sender:
                 return end
             case Stop(stream, if_awaited):
                 self._table.stop(stream, if_awaited=if_awaited)
+            case Replace():
+                self._table.replace(command)
             case Change():
                 self._table.change(command, time.monotonic())
                 self._receiver.change(command)
@@ -278,6 +291,7 @@ def _warm_up() -> None:
         table.tick(0, 0.0)
         for held in (True, False):
             table.change(Change(0, spec._replace(held=held), moved=False), 0.0)
+        table.replace(Replace(0, [0]))
         table.tick(0, 0.0)
         table.stop(0)
         table.tick(0, 0.0)

@@ -191,6 +191,14 @@ class Batch:
         self._packets.payloads[row] = payload
         self._state["over"][row] = self._ticks + packets
 
+    def repoint(self, stream: int, payload: int, packets: int) -> None:
+        """Sets the next segment of a stream, in place of what is left of the current one."""
+        if stream in self._new:
+            self._new[stream] = self._new[stream]._replace(payload=payload, packets=packets)
+            return
+        self.point(self._row(stream), payload, packets)
+        self._first_over = min(self._first_over, self._ticks + packets)
+
     def send(self) -> tuple[int, int]:
         """Sends a packet of every stream; returns how many were sent and how many refused."""
         refused = self._transmit(self._packets, self._groups)

@@ -70,6 +70,10 @@ class Playlist:
         self._clips = clips
         self._cut_from(0, 0, samples)
 
+    def replaced_by(self, clips: Sequence[Clip]) -> Playlist:
+        """A playlist of other clips, cut in the same way."""
+        return Playlist(clips, self._law, self._samples)
+
     def next_segment(self) -> Segment | None:
         """The next segment to send; None at the end."""
         if self._given == len(self._segments):

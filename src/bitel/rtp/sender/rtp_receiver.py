@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bitel.rtp.bpf import DENSEST, attach, keep_one_in, one_in
-from bitel.rtp.ipc import Change
+from bitel.rtp.ipc import Change, Pressed
 from bitel.rtp.packet import PacketError, RtpHeader
 from bitel.rtp.stream_spec import Latch, StreamSpec, host_problem
 from bitel.rtp.telephone_event import Digits
@@ -60,6 +60,9 @@ class RemoteSource:
     """Time of the first digit."""
     unexpected: int = 0
     """RTP packets from addresses that were not accepted."""
+    reports_keys: bool = False
+    reported: int = 0
+    """Digits that were reported."""
     gap: float = 0.0
     """Longest expected time in seconds between packets read, while the remote sends."""
 
@@ -196,6 +199,8 @@ class RtpReceiver:
         self._ports: dict[int, _Port] = {}
         self._of_stream: dict[int, _Port] = {}
         self._first = 0
+        self.pressed: list[Pressed] = []
+        """Keys of streams that report them, since the caller has cleared this."""
         self._silence_timeout = 0.0  # the shortest that a stream has had
 
     def __len__(self) -> int:
@@ -205,7 +210,7 @@ class RtpReceiver:
         """Sets the socket of a port."""
         self._ports[port] = _Port(bound)
 
-    def add(self, stream: int, spec: StreamSpec) -> None:
+    def add(self, stream: int, spec: StreamSpec, *, reports_keys: bool = False) -> None:
         """Starts receiving for a stream."""
         port = self._ports[spec.port]
         if not port.sources:
@@ -220,6 +225,7 @@ class RtpReceiver:
             _packet_seconds(spec.ptime),
             spec.awaited,
             port.young_until,
+            reports_keys=reports_keys,
         )
         port.place(source, spec.remote)
         port.set_event_types(source, _event_types_of(spec.event_types, spec.payload_type))
@@ -308,6 +314,10 @@ class RtpReceiver:
                 source.awaited = False
                 self._on_latch(source.stream, address)
         source.receive(header, payload, now, port.one_in)
+        if source.reports_keys and len(source.digits) > source.reported:
+            keys = source.digits[source.reported :]
+            source.reported += len(keys)
+            self.pressed.append(Pressed(source.stream, keys, now))
         self._on_packet(source.stream, now)
 
     def _set_filter(self, port: _Port, wanted: int) -> None:

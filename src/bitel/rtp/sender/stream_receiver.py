@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 
-from bitel.rtp.ipc import Change, Play, Silent
+from bitel.rtp.ipc import Change, Message, Play, Silent
 from bitel.rtp.sender.rtcp import RtcpSessions
 from bitel.rtp.sender.rtp_receiver import RtpReceiver
 from bitel.rtp.sender.stream_table import StreamTable
@@ -35,7 +35,7 @@ class StreamReceiver:
 
     def add(self, command: Play) -> None:
         """Starts receiving for a stream."""
-        self.rtp.add(command.stream, command.spec)
+        self.rtp.add(command.stream, command.spec, reports_keys=command.reports_keys)
         self.rtcp.add(command)
         if command.spec.silence_timeout > 0:
             self._inactivity.add(command.stream, command.spec.silence_timeout, self._clock())
@@ -46,10 +46,10 @@ class StreamReceiver:
         if command.moved:
             self.rtcp.redirect(command)
 
-    def read(self, deadline: float) -> list[Silent]:
+    def read(self, deadline: float) -> list[Message]:
         """Reads RTP and RTCP and sends RTCP reports, if possible until the deadline.
 
-        Returns the streams whose `silence_timeout` has expired.
+        Returns the keys that were pressed, and the streams whose `silence_timeout` has expired.
         """
         read_all = self.rtp.read(deadline)
         self.rtcp.send(deadline)
@@ -60,7 +60,8 @@ class StreamReceiver:
             self._inactivity.unread_until = now
         if read_all:
             self._read_all_at = now
-        return [Silent(stream) for stream in self._inactivity.expired(now)]
+        pressed, self.rtp.pressed = self.rtp.pressed, []
+        return [*pressed, *(Silent(stream) for stream in self._inactivity.expired(now))]
 
     def complete(self, report: StreamReport) -> StreamReport:
         """Ends the stream; returns its report with the reception statistics."""

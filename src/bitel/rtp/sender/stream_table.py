@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitel.rtp.ipc import Change, ClipOpened, Play
+from bitel.rtp.ipc import Change, ClipOpened, Play, Replace
 from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_MS
 from bitel.rtp.sender.packet_batch import Batch, StreamRow
 from bitel.rtp.sender.playlist import Clip, Playlist
@@ -125,6 +125,32 @@ class StreamTable:
         if stream.paused is not None:
             stream.batch.add(stream.paused)  # `settle` then returns its counts
         stream.batch.remove(number)
+
+    def replace(self, command: Replace) -> None:
+        """Sends other clips from the stream's next packet on. SSRC, sequence number and timestamp
+        continue.
+
+        Does nothing for a stream that has ended. One whose new clips are not loaded ends with an
+        error.
+        """
+        number = command.stream
+        stream = self._running(number)
+        if stream is None or stream.finished:
+            return
+        missing = [clip for clip in command.clips if clip not in self._clips]
+        if missing or not command.clips:
+            self.stop(number)
+            stream.error = f"recording {missing[0]} is not loaded" if missing else "no recording"
+            return
+        clips = [self._clips[clip] for clip in command.clips]
+        stream.playlist = stream.playlist.replaced_by(clips)
+        segment = stream.playlist.next_segment()
+        assert segment is not None  # a clip is never empty
+        if stream.paused is None:
+            stream.batch.repoint(number, *segment)
+        else:
+            payload, packets = segment
+            stream.paused = stream.paused._replace(payload=payload, packets=packets)
 
     def change(self, command: Change, now: float) -> None:
         """Changes the media from the stream's next packet on, as `Streamer.change`.
