@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NamedTuple, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 Time = datetime | float
 """A datetime with a time zone, or Unix seconds."""
@@ -68,6 +68,8 @@ class CallOptions(Options, total=False):
     """Seconds to wait after each unanswered attempt."""
     caller_id: str | None
     """One of the dialer's caller ids."""
+    menu: Mapping[str, Any] | None
+    """What keys do, as the API describes it: `{"keys": {"1": {"report": "yes"}}}`."""
     webhook_url: str | None
     """Where the events are sent, in place of the project's URL."""
     webhook_events: Sequence[EventType] | None
@@ -147,6 +149,7 @@ class Attempt(TypedDict):
     endedBy: str | None
     callerId: str | None
     keys: str
+    reports: list[str]
     lossPercent: float | None
     jitterMs: float | None
 
@@ -158,6 +161,7 @@ class CallDetails(ListedCall):
     """Why it has its status, in words."""
     machine: str | None
     keys: str
+    reports: list[str]
     attempts: list[Attempt]
 
 

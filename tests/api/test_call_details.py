@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EIGHT = ["id", "phoneNumber", "status", "statusCode", "billSec", "requestDate", "executionDate",
          "price"]  # fmt: skip
-MORE = ["campaignId", "reference", "reason", "machine", "keys", "attempts"]
+MORE = ["campaignId", "reference", "reason", "machine", "keys", "reports", "attempts"]
 
 
 async def test_a_call_that_waits_has_no_attempts(stage: Stage) -> None:
@@ -71,13 +71,14 @@ async def test_each_attempt_is_described(stage: Stage) -> None:
             "number": 1, "startDate": int(began), "ringDate": int(began + 2), "answerDate": 0,
             "endDate": int(began + 4), "outcome": "BUSY", "sipCode": 486, "cause": 17,
             "reason": "busy (SIP 486, cause 17)", "endedBy": None, "callerId": "02191000000",
-            "keys": "", "lossPercent": None, "jitterMs": None,
+            "keys": "", "reports": [], "lossPercent": None, "jitterMs": None,
         },
         {
             "number": 2, "startDate": int(at), "ringDate": int(at + 3),
             "answerDate": int(at + 8), "endDate": int(at + 30), "outcome": "ANSWERED",
             "sipCode": 200, "cause": 16, "reason": "answered", "endedBy": "callee",
-            "callerId": "02191000000", "keys": "12#", "lossPercent": 1.23, "jitterMs": 4.57,
+            "callerId": "02191000000", "keys": "12#", "reports": [],
+            "lossPercent": 1.23, "jitterMs": 4.57,
         },
     ]  # fmt: skip
 

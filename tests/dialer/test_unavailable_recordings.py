@@ -15,7 +15,8 @@ import pytest
 import structlog
 from obstore.store import MemoryStore
 
-from bitel.dialer.playlist import LEAD_IN, LEAD_OUT, Playlists
+from bitel.dialer.menu_session import LEAD_OUT
+from bitel.dialer.playlist import LEAD_IN, Playlists
 from bitel.domain.attempts import Outcome
 from bitel.recordings.decode import Decoded
 from bitel.recordings.storage import VoiceStore

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bitel.rtp.packet import PTIMES, RtpHeader
 from bitel.rtp.ipc import Replace
+from bitel.rtp.packet import PTIMES, RtpHeader
 from bitel.rtp.sender.sendmmsg import Group, Packets, Refused
 from bitel.rtp.sender.stream_table import StreamTable
 from bitel.rtp.sender.tick_schedule import STREAMS_PER_SLOT, TICK_SECONDS, SlotScheduler

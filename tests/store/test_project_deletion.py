@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from bitel.domain.ids import new_id
+from bitel.domain.menus import KeyAction, Menu, request_menu
 from bitel.domain.recipients import Recipient, pack
 from bitel.domain.webhooks import request_webhook
 from bitel.errors import ConflictError
@@ -18,6 +19,7 @@ from bitel.store import (
     do_not_call,
     event_rows,
     idempotency,
+    menus,
     project_deletion,
     projects,
     recipient_lists,
@@ -73,6 +75,8 @@ def fill(world: World) -> None:
     world.do(lambda conn: conn.execute(placed_number.insert().values(row)))
     pressed = {"campaign_id": campaign_id, "key": "1", "calls": 2}
     world.do(lambda conn: conn.execute(campaign_key.insert().values(pressed)))
+    menu = request_menu(project_id, Menu({"1": KeyAction(world.recording_id)}))
+    world.do(lambda conn: menus.add(conn, menu))
 
 
 def counts(world: World) -> dict[str, int]:

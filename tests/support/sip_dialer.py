@@ -22,7 +22,7 @@ from tests.support.free_ports import free_range
 HOST = "127.0.0.1"
 
 
-class OneClip:
+class OneClip(PlaylistSource):
     """Plays `sound`, 40 ms of silence by default, in every call."""
 
     def __init__(self, folder: Path, sound: bytes = b"\xd5" * 320) -> None:

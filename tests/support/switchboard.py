@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from bitel.dialer.config import SipTrunkConfig
-from bitel.dialer.playlist import Codec, Playlist
+from bitel.dialer.playlist import Codec, Playlist, PlaylistSource
 from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
 from bitel.dialing.dispatcher import Dispatcher
@@ -46,7 +46,7 @@ _A_LAW_SILENCE = b"\xd5"
 _ENCODERS: Mapping[Codec, Callable[[Pcm], Codes]] = {"PCMA": alaw_encode, "PCMU": ulaw_encode}
 
 
-class OneClip:
+class OneClip(PlaylistSource):
     """Plays the same to every callee: `seconds` of silence, or `sound` in the codec of the call."""
 
     def __init__(self, folder: Path, seconds: float, sound: Pcm | None = None) -> None:

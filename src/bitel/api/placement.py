@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from bitel.api import recipients
 from bitel.api.context import ApiContext
+from bitel.api.menus import CheckedMenu, check_menu
 from bitel.api.rate_limits import RateLimiter
 from bitel.api.reading import IdempotencyKey
 from bitel.api.recipients import Recipients, Skipped
@@ -39,6 +40,7 @@ from bitel.domain import templates
 from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.calls import NewCall, NewCalls
 from bitel.domain.ids import is_id, new_id, new_ids
+from bitel.domain.menus import RequestMenu, request_menu
 from bitel.domain.number_policy import NumberChecker, policy_of
 from bitel.domain.pricing import Tariff, longest_call
 from bitel.domain.recipients import Recipient
@@ -122,6 +124,8 @@ class _Request:
     placed: Placed
     webhook: RequestWebhook | None = None
     """The webhook that it names."""
+    menu: RequestMenu | None = None
+    """The menu of its calls."""
 
     def answer(self, barred: Collection[str]) -> StoredAnswer:
         if not barred:
@@ -160,15 +164,23 @@ class Placement:
         terms = self._terms(project, body, dialer_id, playback)
         if webhook is not None:
             terms = replace(terms, webhook_id=webhook.id)
+        checked, menu = await self._menu(project, body), None
+        if checked is not None:
+            menu = request_menu(project.id, checked.menu)
+            terms = replace(terms, menu_id=menu.id)
         count = len(found.e164)
 
         def build() -> _Request:
-            seconds = longest_call(playback.seconds, project.hold_seconds)
+            audio = playback.seconds if checked is None else checked.longest(playback.seconds)
+            seconds = longest_call(audio, project.hold_seconds)
             longest: list[int] = []
             if personal is None:
                 reserves: Sequence[Decimal] = tariff.price_each(found.e164, seconds)
             else:
-                longest = [longest_call(each, project.hold_seconds) for each in personal.seconds]
+                audios: Iterable[float] = personal.seconds
+                if checked is not None:
+                    audios = map(checked.longest, personal.seconds)
+                longest = [longest_call(each, project.hold_seconds) for each in audios]
                 reserves = _price_each(tariff, found.e164, longest)
             now = terms.requested_at
             campaign = _campaign(body, terms, count, self._context.system_clock(), personal)
@@ -194,7 +206,9 @@ class Placement:
             )  # fmt: skip
             is_small = campaign is not None and count <= large_batches.PIECE
             prepared = placing.prepare(calls) if is_small else ()
-            return _Request(calls, campaign, key, render, render(placed), prepared, placed, webhook)
+            return _Request(
+                calls, campaign, key, render, render(placed), prepared, placed, webhook, menu
+            )
 
         self._limits.count_calls(project, count)
         placed = False
@@ -340,6 +354,17 @@ class Placement:
                     intro = await self._recording(project, body.voice_id)
                 return await self._speech.code(body.text, body.language, body.repeats, intro)
 
+    async def _menu(self, project: Project, body: PlacingBody) -> CheckedMenu | None:
+        """The menu of a request, if it has one. Raises BitelError, naming the key."""
+        if not isinstance(body, RequestTerms) or body.menu is None:
+            return None
+        language = body.language if isinstance(body, SingleTtsBody | BatchTtsBody) else None
+        return await check_menu(
+            body.menu,
+            partial(self._recording, project),
+            lambda text: self._speech.text(project.id, text, language),
+        )
+
     async def _recording(self, project: Project, recording_id: str) -> Playback:
         """A recording of the project. Raises InvalidRequestError, naming `voiceId`."""
         key = (project.id, recording_id)
@@ -387,7 +412,7 @@ class Placement:
         database, clock, calls = self._context.database, self._context.clock, request.calls
 
         def begin(conn: Connection) -> Sequence[Decimal]:
-            reserves = placing.check_many(conn, calls, per_number)
+            reserves = placing.check_many(conn, calls, per_number, request.menu)
             large_batches.begin(conn, campaign_id, clock())
             return reserves
 
@@ -416,8 +441,9 @@ class Placement:
         per_number = self._context.settings.otp.per_number
         calls = [[each.calls.template] for each in requests]
         webhooks = [each.webhook for each in requests if each.webhook is not None]
+        menus = [each.menu for each in requests if each.menu is not None]
         results = await self._context.database.write(
-            lambda conn: placing.place_each(conn, calls, per_number, webhooks)
+            lambda conn: placing.place_each(conn, calls, per_number, webhooks, menus)
         )
         return [
             barred if isinstance(barred, BitelError) else request.answer(barred)
@@ -584,10 +610,12 @@ def _place_one(
     if request.campaign is not None:
         campaigns.add(conn, request.campaign)
     if written is None:
-        barred = placing.place_many(conn, request.calls, request.prepared, otp_per_number)
+        barred = placing.place_many(
+            conn, request.calls, request.prepared, otp_per_number, request.menu
+        )
     else:
         large_batches.complete(conn, request.calls)
-        barred = placing.place_written(conn, request.calls, written, otp_per_number)
+        barred = placing.place_written(conn, request.calls, written, otp_per_number, request.menu)
     answer = request.answer(barred)
     if key is not None:
         idempotency.keep(conn, template.project_id, key.key, answer.body)

@@ -74,7 +74,7 @@ _CAMPAIGN: Final[dict[str, Any]] = {
     "reference": "2026-11",
     "state": "RUNNING",
     "answered": 2,
-    "keys": {"1": 2},
+    "keys": {"yes": 2},
     "machines": {"human": 0, "machine": 0},
     "startAt": None,
     "endAt": 1764694800,
@@ -102,6 +102,7 @@ _ATTEMPT: Final[dict[str, Any]] = {
     "endedBy": "callee",
     "callerId": "02191000000",
     "keys": "1",
+    "reports": ["yes"],
     "lossPercent": 0.4,
     "jitterMs": 2.5,
 }
@@ -117,6 +118,7 @@ _CALL_DETAILS: Final[dict[str, Any]] = {
     "reason": "answered",
     "machine": None,
     "keys": "1",
+    "reports": ["yes"],
     "attempts": [_ATTEMPT],
 }
 
@@ -227,7 +229,8 @@ class CampaignAnswer(BaseModel):
     state: Annotated[str, Field(json_schema_extra={"enum": list(CampaignPhase)})]
     answered: Annotated[int, Field(description="Calls that were answered, and are over.")]
     keys: Annotated[
-        dict[str, int], Field(description="How many calls pressed each key; without zeros.")
+        dict[str, int],
+        Field(description="How many calls pressed each key, or reported each word; without zeros."),
     ]
     machines: Annotated[
         dict[str, int], Field(description="How many answers were of a human or a machine.")
@@ -275,6 +278,7 @@ class AttemptAnswer(BaseModel):
     ]
     callerId: Annotated[str | None, Field(description="The number that it showed.")]
     keys: Annotated[str, Field(description="The keys that were pressed.")]
+    reports: Annotated[list[str], Field(description="The words of the keys of its menu.")]
     lossPercent: Annotated[
         float | None,
         Field(description="Packets that the callee lost; null without a report of theirs."),
@@ -296,6 +300,7 @@ class CallDetailsAnswer(CallAnswer):
         str | None, Field(description="`human` or `machine`; null where it was not detected.")
     ]
     keys: Annotated[str, Field(description="The keys that were pressed, in all attempts.")]
+    reports: Annotated[list[str], Field(description="The words that they reported.")]
     attempts: Annotated[list[AttemptAnswer], Field(description="The first one first.")]
 
 

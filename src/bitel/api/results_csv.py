@@ -32,7 +32,7 @@ MOST_DOWNLOADS: Final = 2
 COLUMNS: Final = (
     "id", "phoneNumber", "reference", "status", "reason", "billSec", "requestDate",
     "executionDate", "price", "attempts", "keys", "machine", "lastOutcome", "lastSipCode",
-    "attemptDetails",
+    "attemptDetails", "reports",
 )  # fmt: skip
 UNDER_WAY: Final = "UNDER_WAY"
 """In place of an outcome, for an attempt that is not over."""
@@ -112,6 +112,7 @@ def _row(result: CallDetails, date: DateOf) -> list[str]:
         "" if last is None else _outcome(last),
         "" if last is None or last.sip_code is None else str(last.sip_code),
         "; ".join(_attempt(each, date) for each in attempts),
+        safe_cell(" ".join(word for each in attempts for word in each.reports)),
     ]
 
 

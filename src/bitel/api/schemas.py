@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from bitel.domain.calling_hours import LONGEST_TEXT
 from bitel.domain.calls import Lane
+from bitel.domain.menus import DEFAULT_ATTEMPTS, DEFAULT_WAIT, MOST_DIGITS
 from bitel.domain.retry import MOST_WAITS
 
 DEFAULT_RETRY_COUNT: Final = 1
@@ -27,6 +28,10 @@ HIGHEST_RATE: Final = 10_000
 MOST_CHANNELS: Final = 100_000
 MOST_EVENTS: Final = 5
 LONGEST_URL: Final = 2048
+
+LONGEST_WAIT: Final = 60
+MOST_ATTEMPTS: Final = 5
+MenuKey = Annotated[str, Field(pattern=r"^[0-9*#]$")]
 
 PhoneNumber = Annotated[
     str,
@@ -153,6 +158,113 @@ class WebhookBody(Body):
     ] = None
 
 
+class CollectBody(Body):
+    """Digits that are collected, in place of keys with actions."""
+
+    digits: Annotated[
+        int, Field(ge=1, le=MOST_DIGITS, description="How many; the last one ends the call.")
+    ]
+    end: Annotated[
+        Annotated[str, Field(pattern=r"^[*#]$")] | None,
+        Field(description="The key that ends them earlier, as in `#`."),
+    ] = None
+
+
+class KeyBody(Body):
+    """What a key does. Without `repeat` or `menu` the call ends after it."""
+
+    play: Annotated[str | None, Field(description="The id of a recording that is played then.")] = (
+        None
+    )
+    say: Annotated[
+        str | None, Field(max_length=2000, description="A text that is spoken, in its place.")
+    ] = None
+    report: Annotated[
+        Annotated[str, Field(pattern=r"^[\w.\-]{1,32}$")] | None,
+        Field(description="A word that results and counts show: letters, digits, `_`, `.`, `-`."),
+    ] = None
+    transfer: Annotated[
+        str | None, Field(description="Not possible in this version: it is refused.")
+    ] = None
+    opt_out: Annotated[
+        bool | None,
+        Field(description="Add the number to the project's do-not-call list, and confirm it."),
+    ] = None
+    repeat: Annotated[
+        bool | None,
+        Field(description="Play the audio before this key again, `attempts` times at most."),
+    ] = None
+    hangup: Annotated[bool | None, Field(description="End the call, as without it.")] = None
+    menu: Annotated[
+        SubmenuBody | None, Field(description="The keys that follow; `play` or `say` asks.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> KeyBody:
+        if self.play is not None and self.say is not None:
+            raise ValueError("a key of menu has play or say, not both")
+        if self.transfer is not None:
+            raise ValueError("transfer in menu is not possible in this version; leave it out")
+        follows = {"repeat": self.repeat, "hangup": self.hangup, "menu": self.menu}
+        if sum(map(bool, follows.values())) > 1:
+            raise ValueError("a key of menu has one of repeat, hangup and menu, not several")
+        if self.repeat and (self.play is not None or self.say is not None):
+            raise ValueError("a key of menu with repeat plays the audio before it, and no other")
+        return self
+
+
+class _Keys(Body):
+    """Fields that a menu and one below it share."""
+
+    collect: CollectBody | None = None
+    wait: Annotated[
+        Annotated[int, Field(ge=1, le=LONGEST_WAIT)] | None,
+        Field(description=f"Seconds to wait for a key; {DEFAULT_WAIT} if left out."),
+    ] = None
+    attempts: Annotated[
+        Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)] | None,
+        Field(
+            description="How often the audio is played while no key is pressed; "
+            f"{DEFAULT_ATTEMPTS} if left out."
+        ),
+    ] = None
+
+
+class LastKeyBody(KeyBody):
+    """What a key of the second level does."""
+
+    menu: None = None
+
+
+class SubmenuBody(_Keys):
+    """A menu below another; it has no further one."""
+
+    keys: dict[MenuKey, LastKeyBody] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> SubmenuBody:
+        return _check_menu(self)
+
+
+class MenuBody(_Keys):
+    """What the keys do that the callee presses while the call's audio is played, or after it."""
+
+    keys: Annotated[dict[MenuKey, KeyBody], Field(description="By key: 0 to 9, `*` and `#`.")] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> MenuBody:
+        return _check_menu(self)
+
+
+_M = TypeVar("_M", SubmenuBody, MenuBody)
+
+
+def _check_menu(body: _M) -> _M:
+    if bool(body.keys) == (body.collect is not None):
+        raise ValueError("menu must have either keys or collect, in each of its levels")
+    return body
+
+
 class RequestTerms(CallTerms):
     """Fields of every request for calls with recordings or texts."""
 
@@ -174,6 +286,7 @@ class RequestTerms(CallTerms):
         str | None, Field(max_length=32, description="One of the dialer's caller ids.")
     ] = None
     webhook: WebhookBody | None = None
+    menu: MenuBody | None = None
 
     @model_validator(mode="after")
     def _check_terms(self) -> Self:

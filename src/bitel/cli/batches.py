@@ -92,6 +92,7 @@ def batch(
     caller_id: Annotated[
         str | None, Option(metavar="NUMBER", help="One of the dialer's caller ids.")
     ] = None,
+    menu: common.Menu = None,
     webhook: Annotated[
         str | None, Option(metavar="URL", help="Where events are posted, not to the project's URL.")
     ] = None,
@@ -137,6 +138,7 @@ def batch(
         "busy_waits": _waits("--busy-waits", busy_waits),
         "no_answer_waits": _waits("--no-answer-waits", no_answer_waits),
         "caller_id": caller_id,
+        "menu": common.read_menu(menu),
         "webhook_url": webhook,
         "webhook_events": cast("list[EventType] | None", event or None),
         "server_id": server,

@@ -45,6 +45,7 @@ def call(
     server: Annotated[
         str | None, Option(metavar="ID", help="The dialer that places the call.")
     ] = None,
+    menu: common.Menu = None,
     wait: Annotated[bool, Option("--wait", help="Wait until the call is over.")] = False,
     as_json: common.Json = False,
     config: common.Config = None,
@@ -52,7 +53,13 @@ def call(
     """Play a recording to one number. With --wait, succeeds only if the call was answered."""
     with common.open_client(config) as client:
         played = voice_id(client, voice)
-        placed = client.call(number, played, retry_count=retries, server_id=server)
+        placed = client.call(
+            number,
+            played,
+            retry_count=retries,
+            server_id=server,
+            menu=common.read_menu(menu),
+        )
         if wait:
             with _spinner(f"calling {number} (`bitel status {placed['id']} --details`)"):
                 placed = client.wait(placed["id"], math.inf)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from typer import Argument, BadParameter, Option
 
-from bitel.errors import InvalidServerError, NotFoundError, SettingsError
+from bitel.errors import InvalidRequestError, InvalidServerError, NotFoundError, SettingsError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -45,6 +45,10 @@ Retries = Annotated[int | None, Option(metavar="N", help="Calls again after busy
 Time = Annotated[
     str | None,
     Option(metavar="TIME", help="As 2026-11-28T09:00+03:30, or in Unix seconds."),
+]
+Menu = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="A JSON file that says what keys do, as `menu` of the API."),
 ]
 Column = Annotated[
     str | None,
@@ -119,6 +123,19 @@ def find_project(conn: Connection, name_or_id: str) -> Project:
     if project is None:
         raise NotFoundError(f"no project is named {name_or_id!r}, or has that id")
     return project
+
+
+def read_menu(file: Path | None) -> dict[str, Any] | None:
+    """Return the menu in a JSON file. Raises InvalidRequestError."""
+    if file is None:
+        return None
+    try:
+        menu = json.loads(file.read_bytes())
+    except (OSError, ValueError) as fault:
+        raise InvalidRequestError(f"--menu: {file} can't be read as JSON: {fault}") from None
+    if not isinstance(menu, dict):
+        raise InvalidRequestError(f'--menu: {file} must hold an object, as {{"keys": {{…}}}}')
+    return menu
 
 
 def check_server(settings: Settings, server_id: str) -> str:

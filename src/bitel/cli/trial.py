@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from bitel.dialer.playlist import Codec, Playlist
     from bitel.dialer.sip_dialer import SipTrunkDialer
     from bitel.domain.attempts import AttemptResult, DialRequest
+    from bitel.domain.menus import Menu
+    from bitel.rtp.shared_clip import SharedClip
     from bitel.settings import Settings
     from bitel.sip.grammar import Address
     from bitel.test_phone.phone import Entry, PhoneConfig
@@ -145,6 +147,11 @@ class _Playing:
         self, request: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
         return self.clips
+
+    async def for_menu(
+        self, menu: Menu, codecs: Sequence[Codec]
+    ) -> Mapping[str, Mapping[str | float, SharedClip]]:
+        return {}  # such a call has no menu
 
 
 class _MessagePrinter:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
 from bitel.dialer.media_session import MediaAddresses, MediaSession, Resolve
+from bitel.dialer.menu_session import MenuSession
 from bitel.dialer.trunk import shown
 from bitel.dialing.dialer import OnRinging
 from bitel.domain.attempts import (
@@ -19,6 +20,7 @@ from bitel.domain.attempts import (
     AttemptResult,
     DialRequest,
     Irregularity,
+    Media,
     Outcome,
     classify,
 )
@@ -81,6 +83,7 @@ class CallLeg:
         self._addresses = MediaAddresses(resolve)
         self._media: MediaChanged | None = None
         self._follow: Callable[[MediaChanged], None] | None = None
+        self._on_keys: Callable[[str], None] | None = None
 
     async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
         """`agreed` with an IP address as host; raises RemoteAddressError if there is none."""
@@ -95,6 +98,12 @@ class CallLeg:
         self._follow = follow
         if self._media is not None:
             follow(self._media)
+
+    def follow_keys(self, on_keys: Callable[[str], None]) -> None:
+        """Call `on_keys` with digits received by INFO, and at once with those so far."""
+        self._on_keys = on_keys
+        if self.digits:
+            on_keys(self.digits)
 
     def receive(self, event: Event) -> None:
         """Process an event of this call."""
@@ -120,6 +129,8 @@ class CallLeg:
                 if self.digits_at is None:
                     self.digits_at = time.monotonic()
                 self.digits = (self.digits + event.digits)[:MAX_DIGITS]
+                if self._on_keys is not None:
+                    self._on_keys(event.digits)
             case _:
                 pass
 
@@ -172,6 +183,8 @@ class CallAttempt:
         """Whether `SipTrunkDialer.call_off` was called."""
         self.media_session: MediaSession | None = None
         """The audio that is played since the answer."""
+        self.menu_session: MenuSession | None = None
+        """What keys do since then; None: nothing."""
 
     def now(self) -> float:
         """The current time on the scale of `started_at`."""
@@ -220,10 +233,16 @@ class CallAttempt:
             q850,
             ended_by,
             "; ".join([detail, *sentences] if detail else sentences),
-            None if media is None or leg is None else media.media(leg.digits, leg.digits_at),
+            None if media is None or leg is None else self._media(media, leg),
             irregularities=irregularities,
             caller_id=self.caller_id,
         )
+
+    def _media(self, media: MediaSession, leg: CallLeg) -> Media:
+        found, menu = media.media(leg.digits, leg.digits_at), self.menu_session
+        if menu is None:
+            return found
+        return found._replace(reports=menu.reports, opted_out=menu.has_opted_out)
 
     def _ended_at(self, now: float, ended: Ended | None, media: MediaSession | None) -> float:
         """The end of an answered call for billing; now for an unanswered one.

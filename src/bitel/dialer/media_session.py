@@ -11,7 +11,7 @@ import structlog
 from bitel.dialer.playlist import Playlist
 from bitel.domain.attempts import Media
 from bitel.ip_addresses import leads_nearer
-from bitel.rtp.stream_spec import UNHEARD, UNSPECIFIED_HOSTS
+from bitel.rtp.stream_spec import UNHEARD, UNSPECIFIED_HOSTS, OnKeys
 from bitel.rtp.streamer import (
     Latch,
     Law,
@@ -80,15 +80,21 @@ class MediaSession:
         """Why we ended the call; "" if the stream finished or the remote ended it."""
 
     def begin(
-        self, port: int, agreed: NegotiatedMedia, playlist: Playlist, answered_for: float = 0.0
+        self,
+        port: int,
+        agreed: NegotiatedMedia,
+        playlist: Playlist,
+        answered_for: float = 0.0,
+        on_keys: OnKeys | None = None,
     ) -> None:
         """Play `playlist` from the local port; a call on hold waits.
 
-        `answered_for` is the time since the answer in seconds.
+        `answered_for` is the time since the answer in seconds; `on_keys` gets the keys of telephone
+        events.
         """
         self._port = port
         spec = self._spec(agreed, held=_is_hold(agreed))
-        self._stream = self._streamer.play(spec, playlist, self._ended, self._fell_silent)
+        self._stream = self._streamer.play(spec, playlist, self._ended, self._fell_silent, on_keys)
         longest = self._longest
         if longest < math.inf and not self.over.done():
             why = f"the call had lasted {longest:g} s, the longest that it may"
@@ -96,6 +102,11 @@ class MediaSession:
             left = longest - answered_for - _BEFORE_LIMIT
             self._end_timer = self._loop.call_later(max(0.0, left), self.stop, why)
         self._has_changed(agreed, spec)
+
+    def replace(self, playlist: Playlist) -> None:
+        """Play another playlist in place of what is left."""
+        if not self.over.done():
+            self._streamer.replace(self._stream, playlist)
 
     def follow(self, changed: MediaChanged) -> None:
         """Apply a change of destination, payload type, packet length or direction.

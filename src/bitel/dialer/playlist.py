@@ -10,9 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
 
+import numpy as np
+
+from bitel.dialer.menu_session import LEAD_OUT
 from bitel.domain.attempts import DialRequest
+from bitel.domain.menus import CONFIRMATION, Menu
 from bitel.errors import NotFoundError, UnavailableError
-from bitel.g711 import ALAW_SILENCE, SAMPLE_RATE, ULAW_SILENCE
+from bitel.g711 import ALAW_SILENCE, SAMPLE_RATE, ULAW_SILENCE, alaw_encode, ulaw_encode
 from bitel.recordings.storage import VoiceStore
 from bitel.rtp.shared_clip import ClipError, SharedClip, clip_of, read_clip
 from bitel.speech.library import SpeechLibrary
@@ -24,8 +28,11 @@ Playlist = Sequence[SharedClip]
 LEAD_IN: Final = 0.2
 """Seconds of silence after the answer."""
 
-LEAD_OUT: Final = 0.2
-"""Seconds of silence before our BYE."""
+TONES: Final = (660.0, 880.0)
+"""Hertz of the tones that confirm an opt-out without a recording."""
+TONE_SECONDS: Final = 0.2
+TONE_LEVEL: Final = 8000
+"""Amplitude, of 32767."""
 
 DurationOf = Callable[[str], Awaitable[float | None]]
 """The duration of a recording, or of a part of a text, in seconds; None if there is none."""
@@ -43,6 +50,12 @@ class PlaylistSource(Protocol):
         and UnavailableError if the storage, a file or the speech engine fails.
         """
 
+    async def for_menu(
+        self, menu: Menu, codecs: Sequence[Codec]
+    ) -> Mapping[str, Mapping[str | float, SharedClip]]:
+        """The clips of a menu, by codec. Raises as `for_request`."""
+        return {}
+
 
 class Playlists(PlaylistSource):
     """Reads all audio into memory before a phone rings.
@@ -56,6 +69,9 @@ class Playlists(PlaylistSource):
         self._duration_of = duration_of
         self._lead_in = _silence(LEAD_IN)
         self._lead_out = _silence(LEAD_OUT)
+        self._silences: dict[float, Mapping[str, SharedClip]] = {}
+        """By seconds, of which menus have few."""
+        self._confirmation = _confirmation()
         self._pool = ClipPool()
 
     async def for_request(
@@ -70,6 +86,27 @@ class Playlists(PlaylistSource):
             ]
             for codec in codecs
         }
+
+    async def for_menu(
+        self, menu: Menu, codecs: Sequence[Codec]
+    ) -> Mapping[str, Mapping[str | float, SharedClip]]:
+        """Return the clips of a menu's recordings, of its silences and of the confirmation."""
+        clips: dict[str, Mapping[str | float, SharedClip]] = {}
+        for codec in codecs:
+            of_codec: dict[str | float, SharedClip] = {
+                float(seconds): self._silence(float(seconds), codec) for seconds in menu.waits()
+            }
+            of_codec[LEAD_OUT] = self._lead_out[codec]
+            of_codec[CONFIRMATION] = self._confirmation[codec]
+            for recording_id in set(menu.recordings()):
+                of_codec[recording_id] = await self._recording(recording_id, codec)
+            clips[codec] = of_codec
+        return clips
+
+    def _silence(self, seconds: float, codec: Codec) -> SharedClip:
+        if seconds not in self._silences:
+            self._silences[seconds] = _silence(seconds)
+        return self._silences[seconds][codec]
 
     async def _spoken(self, request: DialRequest, codec: Codec) -> list[SharedClip]:
         clips = []
@@ -115,6 +152,19 @@ def _silence(seconds: float) -> Mapping[str, SharedClip]:
     return {
         codec: clip_of(bytes([code]) * round(seconds * SAMPLE_RATE))
         for codec, code in codes.items()
+    }
+
+
+def _confirmation() -> Mapping[str, SharedClip]:
+    """Two rising tones, by codec."""
+    times = np.arange(round(TONE_SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+    # Fading in and out, so that they do not click.
+    fade = np.minimum(1.0, np.minimum(times, TONE_SECONDS - times) / 0.01)
+    tones = [np.sin(2 * np.pi * hertz * times) * fade for hertz in TONES]
+    pcm = (np.concatenate(tones) * TONE_LEVEL).astype(np.int16)
+    return {
+        "PCMA": clip_of(alaw_encode(pcm).tobytes()),
+        "PCMU": clip_of(ulaw_encode(pcm).tobytes()),
     }
 
 

@@ -17,6 +17,7 @@ from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.failover import Dialled, Route
 from bitel.dialer.local_address import LocalAddress
 from bitel.dialer.media_session import MediaSession, check_address
+from bitel.dialer.menu_session import MenuClips, MenuSession
 from bitel.dialer.playlist import Playlist, PlaylistSource
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, shown
@@ -115,6 +116,8 @@ class SipTrunkDialer(Dialer):
         """Checks that this process still owns its calls; set before `start`, or never."""
         self.has_lease: Callable[[], bool] = lambda: True
         """Whether an INVITE may be sent now."""
+        self.opt_out: Callable[[str], Awaitable[None]] = _forget_opt_out
+        """Puts the number of an attempt on the do-not-call list; returns once it is durable."""
         self.registers: Callable[[], bool] = lambda: True
         """Whether it is the task of this worker to register, if the configuration says so."""
 
@@ -285,9 +288,10 @@ class SipTrunkDialer(Dialer):
         self, attempt: CallAttempt, on_answered: OnAnswered
     ) -> AttemptResult:
         try:
-            playlists = await self._find_playlists(attempt.request)
+            playlists, of_menu = await self._find_playlists(attempt.request)
             port = attempt.port = self.streamer.open_port()
-            await self.streamer.prepare(port, chain(*playlists.values()))
+            of_menus = chain(*(clips.values() for clips in of_menu.values()))
+            await self.streamer.prepare(port, [*chain(*playlists.values()), *of_menus])
         except (NotFoundError, InvalidRequestError) as fault:
             # There is nothing to play, and a retry would not change that.
             return attempt.result(Outcome.MEDIA_MISMATCH, str(fault))
@@ -314,19 +318,30 @@ class SipTrunkDialer(Dialer):
             return attempt.result(Outcome.RANG_THEN_FAILED, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id, self._sip.now())
         self._sip.flush()
-        return await self._play(attempt, leg, agreed, playlists[agreed.codec_name], port)
+        playlist = playlists[agreed.codec_name]
+        clips = of_menu.get(agreed.codec_name, {})
+        return await self._play(attempt, leg, agreed, playlist, port, clips)
 
-    async def _find_playlists(self, request: DialRequest) -> Mapping[str, Playlist]:
-        """The playlists of the request, by codec; raises as `PlaylistSource.for_request` does."""
+    async def _find_playlists(
+        self, request: DialRequest
+    ) -> tuple[Mapping[str, Playlist], Mapping[str, MenuClips]]:
+        """The playlists of the request, and the clips of its menu, by codec.
+
+        Raises as `PlaylistSource.for_request` does.
+        """
+        codecs = self.config.codecs
         try:
-            playlists = await self._playlists.for_request(request, self.config.codecs)
+            playlists = await self._playlists.for_request(request, codecs)
+            of_menu: Mapping[str, MenuClips] = {}
+            if request.menu is not None:
+                of_menu = await self._playlists.for_menu(request.menu, codecs)
         except UnavailableError as fault:
             self._recording_faults.missed(
                 request, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)
             )
             raise
         self._recording_faults.found(request)
-        return playlists
+        return playlists, of_menu
 
     async def _play(
         self,
@@ -335,6 +350,7 @@ class SipTrunkDialer(Dialer):
         agreed: NegotiatedMedia,
         playlist: Playlist,
         port: int,
+        of_menu: MenuClips,
     ) -> AttemptResult:
         """Play until the playlist or the call ends, and end the call."""
         if leg.ending.done() or attempt.canceled:
@@ -347,10 +363,21 @@ class SipTrunkDialer(Dialer):
             self.config.latch,
             "" if self.config.follow_private else leg.address.host,
         )
-        media.begin(port, agreed, playlist, attempt.now() - (attempt.answered_at or attempt.now()))
+        answered_for = attempt.now() - (attempt.answered_at or attempt.now())
+        menu = attempt.request.menu
+        if menu is None:
+            media.begin(port, agreed, playlist, answered_for)
+        else:
+            opt_out = partial(self.opt_out, attempt.request.attempt_id)
+            session = MenuSession(menu, playlist, of_menu, media.replace, opt_out)
+            attempt.menu_session = session
+            media.begin(port, agreed, session.begin(), answered_for, session.press_rtp)
+            leg.follow_keys(session.press_info)
         leg.follow_media(media.follow)
         leg.ending.add_done_callback(attempt.call_is_ending)
         report = await media.over
+        if attempt.menu_session is not None:
+            attempt.menu_session.close()
         attempt.stopped_at = attempt.now()
         if media.is_unheard:
             await self._end(attempt, leg)
@@ -585,6 +612,10 @@ class SipTrunkDialer(Dialer):
     def _sip(self) -> SipTransport:
         assert self._transport is not None, "the dialer is not started"
         return self._transport
+
+
+async def _forget_opt_out(attempt_id: str) -> None:
+    """Without a database there is no do-not-call list."""
 
 
 def packets_late(stats: StreamerStats) -> float:

@@ -42,6 +42,7 @@ from bitel.errors import UnavailableError
 from bitel.steady_clock import boot_clock
 from bitel.store import (
     claims,
+    do_not_call,
     leases,
     number_exclusion,
     pausing,
@@ -750,6 +751,23 @@ class Dispatcher:
             log.exception("attempt_not_decided", attempt=claim.attempt_id, call=claim.call_id)
             return settling.minimal(claim.attempt_id, claim.call_id, result, self._clock())
         return Settlement(claim.attempt_id, claim.call_id, result, decision, bill)
+
+    async def opt_out(self, attempt_id: str) -> None:
+        """Put the number of a running attempt on its project's do-not-call list.
+
+        Returns once that is durable; goes on until it is, or this is cancelled.
+        """
+        claim = self._running[attempt_id].claim
+        while True:
+            try:
+                await self._database.write(
+                    lambda conn: do_not_call.add(conn, claim.project_id, claim.e164)
+                )
+            except UnavailableError as fault:
+                log.warning("opt_out_not_written", call=claim.call_id, fault=str(fault))
+                await asyncio.sleep(_AFTER_FAULT)
+            else:
+                return
 
     def _unpriced(self, claim: Claim) -> Settlement:
         now = self._clock()

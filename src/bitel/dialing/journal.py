@@ -38,6 +38,8 @@ _END: Final = bytes(_FRAME.size)
 ENTRY_BYTES: Final = 1024
 """Maximum size of an entry. A longer one is written without its free text and digits."""
 
+_OF_MENUS: Final = frozenset({"reports", "opted_out"})
+
 _VERDICTS: Final[dict[str, type[Finish] | type[RetryAt] | type[Requeue]]] = {
     "final": Finish,
     "again": RetryAt,
@@ -215,7 +217,7 @@ def _encode_entry(one: Settlement) -> bytes | None:
 def _shortened(one: Settlement) -> Settlement:
     result = one.result._replace(detail="")
     if result.media is not None:
-        result = result._replace(media=result.media._replace(digits=""))
+        result = result._replace(media=result.media._replace(digits="", reports=()))
     one = one._replace(result=result)
     if isinstance(one.decision, Finish):
         one = one._replace(decision=one.decision._replace(reason=""))
@@ -229,11 +231,17 @@ def _encode(one: Settlement) -> bytes:
     settlement = {
         "attempt_id": one.attempt_id,
         "call_id": one.call_id,
-        "attempted": {**one.result._asdict(), "media": media and media._asdict()},
+        "attempted": {**one.result._asdict(), "media": media and _media_fields(media)},
         "verdict": [kind, decision._asdict()],
         "bill": [one.bill.seconds, str(one.bill.price)],
     }
     return json.dumps(settlement, default=_value, separators=(",", ":")).encode()
+
+
+def _media_fields(media: Media) -> dict[str, Any]:
+    """Without what few calls have, which the version before can't read."""
+    fields = media._asdict()
+    return {name: value for name, value in fields.items() if name not in _OF_MENUS or value}
 
 
 def _value(of: object) -> Any:
@@ -247,7 +255,8 @@ def _decode(payload: bytes) -> Settlement:
     result, (kind, decision) = settlement["attempted"], settlement["verdict"]
     result["outcome"] = Outcome(result["outcome"])
     if result["media"] is not None:
-        result["media"] = Media(**result["media"])
+        media = result["media"]
+        result["media"] = Media(**{**media, "reports": tuple(media.get("reports", ()))})
     irregular = result.get("irregularities", ())
     result["irregularities"] = tuple(map(Irregularity, irregular))
     if "status" in decision:

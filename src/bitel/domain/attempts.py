@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
+from bitel.domain.menus import Menu
+
 
 class Outcome(enum.Enum):
     """The outcome of one attempt."""
@@ -157,6 +159,8 @@ class DialRequest:
     """The caller id to show, in all attempts of the call; "": the dialer chooses."""
     parts: tuple[str, ...] = ()
     """Clips of a text of its own, played one after the other."""
+    menu: Menu | None = None
+    """What keys do; None: nothing."""
 
 
 class Media(NamedTuple):
@@ -173,6 +177,10 @@ class Media(NamedTuple):
     digits: str = ""
     loss: float | None = None
     jitter_ms: float | None = None
+    reports: tuple[str, ...] = ()
+    """The words that the keys of the call's menu reported."""
+    opted_out: bool = False
+    """A key has put the number on the do-not-call list."""
 
 
 class Irregularity(enum.StrEnum):

@@ -41,6 +41,8 @@ class AttemptDetails:
     jitter_ms: float | None
     machine: str | None
     """human or machine; None: not detected."""
+    reports: Sequence[str] = ()
+    """The words that the keys of the call's menu reported."""
 
     @property
     def reason(self) -> str | None:
@@ -89,6 +91,7 @@ def call_details_answer(details: CallDetails, date: DateOf) -> dict[str, Any]:
         "reason": details.reason,
         "machine": next((each.machine for each in reversed(attempts) if each.machine), None),
         "keys": "".join(each.keys for each in attempts),
+        "reports": [word for each in attempts for word in each.reports],
         "attempts": [attempt_answer(each, date) for each in attempts],
     }
 
@@ -112,6 +115,7 @@ def attempt_answer(attempt: AttemptDetails, date: DateOf) -> dict[str, Any]:
         "endedBy": _SIDES.get(attempt.ended_by),
         "callerId": attempt.caller_id,
         "keys": attempt.keys,
+        "reports": list(attempt.reports),
         "lossPercent": None if attempt.loss is None else round(100 * attempt.loss, 2),
         "jitterMs": None if attempt.jitter_ms is None else round(attempt.jitter_ms, 2),
     }

@@ -80,6 +80,8 @@ class NewCall:
     """The caller id of all of its attempts; None: the dialer chooses."""
     webhook_id: str | None = None
     """Where its events go; None: as its project says."""
+    menu_id: str | None = None
+    """What keys do; None: nothing."""
     is_personal: bool = False
     """It plays a text with the recipient's variables, which is not rendered yet."""
 

@@ -8,6 +8,7 @@ a prompt that is repeated is in the list several times.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,26 @@ Playback = tuple[str | float, ...]
 """What is played: ids of recordings, or one of the above, and seconds of silence."""
 
 Then = Literal["end", "repeat"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMenu:
+    """The menu of a request's calls, as it is stored."""
+
+    id: str
+    """A hash of the other fields."""
+    project_id: str
+    body: str
+    """The menu, as `to_json` writes it."""
+    recordings: frozenset[str]
+    """Those that it may play."""
+
+
+def request_menu(project_id: str, menu: Menu) -> RequestMenu:
+    """The menu as it is stored for a project."""
+    body = to_json(menu)
+    digest = hashlib.sha256(f"{project_id}\n{body}".encode()).hexdigest()
+    return RequestMenu(digest[:32], project_id, body, frozenset(menu.recordings()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +87,11 @@ class Menu:
     """Seconds after the prompt in which a key is waited for."""
     attempts: int = DEFAULT_ATTEMPTS
     """How often the prompt is played while no key is pressed."""
+
+    def waits(self) -> set[int]:
+        """The seconds for which it, or a menu below, waits for a key."""
+        below = [each.menu.waits() for each in self.keys.values() if each.menu is not None]
+        return {self.wait}.union(*below)
 
     def recordings(self) -> Iterator[str]:
         """The recordings that it may play, in any order; some may be named twice."""
@@ -127,6 +153,11 @@ class MenuRun:
         """The words that were reported."""
         self.has_opted_out = False
 
+    @property
+    def silence(self) -> Playback:
+        """The silence in which a key is waited for."""
+        return (float(self._menu.wait),)
+
     def begin(self) -> Playback:
         """What is played from the answer on."""
         return self._listen(self._menu.attempts)
@@ -166,11 +197,11 @@ class MenuRun:
             return None
         self._digits += key
         self._is_over = len(self._digits) == collect.digits
-        return MenuStep(() if self._is_over else (float(self._menu.wait),))
+        return MenuStep(() if self._is_over else self.silence)
 
     def _listen(self, times: int) -> Playback:
         prompt: Playback = () if self._prompt is None else (self._prompt,)
-        return (*prompt, float(self._menu.wait)) * times
+        return (*prompt, *self.silence) * times
 
 
 def to_json(menu: Menu) -> str:
@@ -215,6 +246,6 @@ def _menu(plain: Mapping[str, Any]) -> Menu:
     return Menu(keys, collect, plain["wait"], plain["attempts"])
 
 
-def counted_keys(keys: Sequence[str], reports: Sequence[str]) -> set[str]:
+def counted_keys(keys: str, reports: Sequence[str]) -> set[str]:
     """What a campaign counts of a call: the words that were reported, else the keys pressed."""
     return set(reports) if reports else set(keys)

@@ -199,6 +199,7 @@ def build_dialer(
     )
     trunk.confirm_lease, trunk.has_lease = dispatcher.confirm_lease, dispatcher.has_lease
     trunk.registers = dispatcher.is_first_worker
+    trunk.opt_out = dispatcher.opt_out
     standby = Standby(
         dialer.id, dispatcher.worker, database, settings.data_dir, clock, number=slot.number
     )

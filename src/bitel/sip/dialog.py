@@ -180,6 +180,11 @@ class Dialog:
         """Contact, Allow and User-Agent of a 2xx within the dialog."""
         return [self.contact, ("Allow", ALLOW), self._layer.identity.user_agent]
 
+    @property
+    def user_agent(self) -> tuple[str, str]:
+        """Our User-Agent."""
+        return self._layer.identity.user_agent
+
     def refresh_target(self, message: Message) -> None:
         """Take the Contact of a re-INVITE, an UPDATE, or a 2xx to one (§12.2)."""
         self._target = contact_of(message) or self._target

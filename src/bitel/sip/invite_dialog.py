@@ -12,6 +12,7 @@ from collections.abc import Callable
 from bitel.sip.auth import Tries
 from bitel.sip.body import (
     DTMF_TYPES,
+    RELAY,
     carries_digits,
     digits_of,
     session_description_of,
@@ -25,7 +26,7 @@ from bitel.sip.message import ALLOW, CAPABILITIES, SDP_TYPE, Message, Request, R
 from bitel.sip.sdp import NegotiatedMedia, Negotiation, SdpError
 from bitel.sip.session_timer import SessionTimer
 from bitel.sip.timers import Timer
-from bitel.sip.transaction import Failure, ServerTransaction, TransactionLayer
+from bitel.sip.transaction import NULL_USER, Failure, ServerTransaction, TransactionLayer
 
 
 class Call(ABC):
@@ -369,6 +370,13 @@ class InviteDialog(Call):
 
     def _headers(self, request: Request, now: float) -> list[tuple[str, str]]:
         return self.dialog.response_headers + self.session_timer.answer_headers(request, now)
+
+    def send_info(self, digit: str, now: float) -> None:
+        """Send a digit by INFO; whether it is accepted does not matter."""
+        if not self._is_ending:
+            headers = (self.dialog.user_agent, ("Content-Type", RELAY))
+            body = f"Signal={digit}\r\nDuration=160\r\n".encode()
+            self.dialog.send_request(NULL_USER, "INFO", now, headers, body)
 
     # Our BYE
 

@@ -250,6 +250,12 @@ class UserAgent:
         if call is not None:
             call.hang_up(now, q850)
 
+    def send_info(self, call_id: str, digit: str, now: float) -> None:
+        """Send a DTMF digit (0-9*#ABCD) by INFO in an answered call. No effect in others."""
+        call = self._calls.running.get(call_id)
+        if isinstance(call, InviteDialog):
+            call.send_info(digit, now)
+
     def request(self, request: OutgoingRequest, now: float) -> str:
         """Send a request outside of dialogs; returns its Call-ID. One `RequestDone` follows.
 

@@ -78,4 +78,5 @@ def _attempt(row: Row[*tuple[Any, ...]]) -> AttemptDetails:
         row.far_loss,
         row.far_jitter_ms,
         row.machine,
+        row.reports or (),
     )

@@ -19,6 +19,7 @@ from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.dialer_groups import Membership
 from bitel.domain.ids import new_ids
+from bitel.domain.menus import Menu
 from bitel.domain.retry import Requeue, RetryRule, RetryWaits
 from bitel.domain.webhooks import CALL_ANSWERED, CALL_INITIATED, CALL_RINGING
 from bitel.store import (
@@ -29,6 +30,7 @@ from bitel.store import (
     event_rows,
     fair_queue,
     leases,
+    menus,
     number_exclusion,
     one_time_passwords,
     pausing,
@@ -645,8 +647,10 @@ def _take(conn: Connection, lease: Lease, rows: list[DueCall], queue: _Queue) ->
     asking = [row for row in rows if row.webhook_id is not None or row.webhook_events]
     own = event_rows.own_types(conn, asking) if asking else {}
     events = {row.id: event_rows.types_of(row, own) for row in asking}
+    named = [row.menu_id for row in rows if row.menu_id is not None]
+    found = menus.find(conn, named) if named else {}
     claims = [
-        _claim(attempt_id, row, queue, events.get(row.id, ()))
+        _claim(attempt_id, row, queue, events.get(row.id, ()), found.get(row.menu_id or ""))
         for attempt_id, row in zip(ids, rows, strict=True)
     ]
     taken = [
@@ -688,7 +692,9 @@ def _bind_caller_ids(conn: Connection, rows: list[DueCall], queue: _Queue) -> li
     return rows
 
 
-def _claim(attempt_id: str, row: DueCall, queue: _Queue, events: tuple[str, ...]) -> Claim:
+def _claim(
+    attempt_id: str, row: DueCall, queue: _Queue, events: tuple[str, ...], menu: Menu | None
+) -> Claim:
     rule = RetryRule(
         row.retries_left,
         row.retry_interval,
@@ -714,4 +720,5 @@ def _claim(attempt_id: str, row: DueCall, queue: _Queue, events: tuple[str, ...]
         events=events,
         caller_id=row.caller_id or "",
         parts=tuple(row.parts.split(",")) if row.parts else (),
+        menu=menu,
     )

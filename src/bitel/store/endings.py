@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_ids
+from bitel.domain.menus import counted_keys
 from bitel.domain.retry import Requeue, RetryAt
 from bitel.domain.webhooks import CAMPAIGN_FINISHED
 from bitel.store import balances, event_rows
@@ -58,6 +59,8 @@ class CallEnd(NamedTuple):
     """A person, or a machine, answered."""
     keys: str = ""
     """The keys that were pressed, of 0-9*#ABCD."""
+    reports: tuple[str, ...] = ()
+    """The words that they reported."""
 
 
 class OpenCall(Protocol):
@@ -85,7 +88,7 @@ _ended = values_parameter(
     *attempt.c[
         "id", "outcome", "started_at", "ended_at", "answered_at", "sip_code", "q850", "ended_by",
         "detail", "packets_sent", "packets_received", "digits", "far_loss", "far_jitter_ms",
-        "rang_at", "caller_id",
+        "reports", "rang_at", "caller_id",
     ],
 )  # fmt: skip
 _END_ATTEMPTS: Final = Statement(
@@ -167,13 +170,14 @@ def _within(allowed: range, code: int | None) -> int | None:
 
 def _media_values(media: Media | None) -> tuple[Any, ...]:
     if media is None:
-        return (None,) * 5
+        return (None,) * 6
     return (
         _within(_COUNTS, media.sent),
         _within(_COUNTS, media.received),
         media.digits,
         _finite(media.loss),
         _finite(media.jitter_ms),
+        media.reports or None,
     )
 
 
@@ -327,7 +331,9 @@ def _count_in_campaigns(conn: Connection, ends: Sequence[tuple[str, CallEnd]], n
         )
     _COUNT.run(conn, {"counted": rows, "now": now})
     pressed = Counter(
-        (campaign_id, key) for campaign_id, end in ends for key in sorted(set(end.keys))
+        (campaign_id, key)
+        for campaign_id, end in ends
+        for key in sorted(counted_keys(end.keys, end.reports))
     )
     if pressed:
         conn.execute(

@@ -72,6 +72,7 @@ class DueCall(DueRow, Protocol):
     exclusive: bool
     """Its project allows one attempt at a time for each number."""
     webhook_id: str | None
+    menu_id: str | None
     webhook_events: tuple[str, ...] | None
     """The types of events that its project asks for."""
 
@@ -379,7 +380,7 @@ _CALL_COLUMNS: Final = (
         "recording_id", "digits",
         "repeat_count", "language", "longest_seconds", "retries_left", "retry_interval",
         "retry_waits", "expires_at", "trouble", "uncertain", "attempts", "due_at",
-        "caller_id", "webhook_id",
+        "caller_id", "webhook_id", "menu_id",
     ],
     # As text, since most calls have none.
     sa.type_coerce(call.c.parts, sa.Text).label("parts"),

@@ -30,11 +30,13 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.types import TypeEngine
 
 from bitel.domain.calls import CallStatus, Lane, NewCall, NewCalls
+from bitel.domain.menus import RequestMenu
 from bitel.domain.pricing import Budget, day_of
 from bitel.domain.recipients import Recipient
 from bitel.domain.webhooks import RequestWebhook
 from bitel.errors import BitelError, InvalidRequestError
 from bitel.store import balances, do_not_call, event_rows, one_time_passwords, recordings
+from bitel.store import menus as stored_menus
 from bitel.store.call_frequency import CallFrequency, open_frequency
 from bitel.store.database import count_calls
 from bitel.store.endings import CallEnd, end_calls
@@ -49,7 +51,7 @@ _NOTHING: Final = Decimal(0)
 _TERMS: Final = (
     "project_id", "campaign_id", "dialer_id", "recording_id", "lane", "retry_count",
     "retry_interval", "retry_waits", "requested_at", "expires_at", "repeat_count", "language",
-    "longest_seconds", "reference", "caller_id", "webhook_id",
+    "longest_seconds", "reference", "caller_id", "webhook_id", "menu_id",
 )  # fmt: skip
 """Columns that all calls of a request share."""
 _terms_of: Final = attrgetter(*_TERMS)
@@ -75,6 +77,7 @@ def place_each(
     requests: Sequence[Sequence[NewCall]],
     otp_per_number: int | None = None,
     webhooks: Iterable[RequestWebhook] = (),
+    menus: Iterable[RequestMenu] = (),
 ) -> list[set[str] | BitelError]:
     """Queue the calls of many requests, each due at once.
 
@@ -85,6 +88,7 @@ def place_each(
         requests: each of one project, with at least one call.
         otp_per_number: one-time passwords that a number may get in 10 minutes; None: any number.
         webhooks: those that the requests name.
+        menus: those of the requests.
 
     Returns for each request the ids of its calls that are final at once, or the error:
     InvalidRequestError for a recording that is deleted or not the project's,
@@ -93,13 +97,18 @@ def place_each(
     numbers: dict[str, set[str]] = {}
     for calls in requests:
         numbers.setdefault(calls[0].project_id, set()).update(new.e164 for new in calls)
-    admission = _open_admission(conn, [new for calls in requests for new in calls], numbers,
-                                otp_per_number)  # fmt: skip
+    named_menus = {each.id: each for each in menus}
+    in_menus = {each for menu in named_menus.values() for each in menu.recordings}
+    every = [new for calls in requests for new in calls]
+    admission = _open_admission(conn, every, numbers, otp_per_number, in_menus)
     answers: list[set[str] | BitelError] = []
     rows: list[tuple[Any, ...]] = []
     for calls in requests:
         e164 = [new.e164 for new in calls]
         recording_ids = {new.recording_id for new in calls}
+        menu = named_menus.get(calls[0].menu_id or "")
+        if menu is not None:
+            recording_ids |= menu.recordings
         try:
             reserves = admission.admit(calls[0], e164, recording_ids, [n.reserve for n in calls])
         except BitelError as refusal:
@@ -124,6 +133,13 @@ def place_each(
     }
     if named - {None}:
         event_rows.name_webhooks(conn, [each for each in webhooks if each.id in named])
+    used = {
+        calls[0].menu_id
+        for calls, answer in zip(requests, answers, strict=True)
+        if not isinstance(answer, BitelError)
+    }
+    for key in sorted(named_menus.keys() & used):
+        stored_menus.add(conn, named_menus[key])
     if rows:
         _INSERT_EACH.run(conn, {"rows": rows})
     final = set().union(*(answer for answer in answers if isinstance(answer, set)))
@@ -169,23 +185,27 @@ def place_many(
     calls: NewCalls,
     prepared: Sequence[str] = (),
     otp_per_number: int | None = None,
+    menu: RequestMenu | None = None,
 ) -> set[str]:
     """As `place_each`, for the many calls of one request; raises the error.
 
     `prepared` is the result of `prepare` for these calls, if it was called.
     """
-    admission, reserves = _admit_many(conn, calls, otp_per_number)
+    admission, reserves = _admit_many(conn, calls, otp_per_number, menu)
     if not prepared or reserves != calls.reserves:
         prepared = _rows_as_json(calls, reserves)
     write_rows(conn, calls, prepared)
-    return _finish_many(conn, calls, admission)
+    return _finish_many(conn, calls, admission, menu)
 
 
 def check_many(
-    conn: Connection, calls: NewCalls, otp_per_number: int | None = None
+    conn: Connection,
+    calls: NewCalls,
+    otp_per_number: int | None = None,
+    menu: RequestMenu | None = None,
 ) -> Sequence[Decimal]:
     """What each call would reserve if they were placed now. Raises as `place_many`."""
-    return _admit_many(conn, calls, otp_per_number)[1]
+    return _admit_many(conn, calls, otp_per_number, menu)[1]
 
 
 def place_written(
@@ -193,23 +213,27 @@ def place_written(
     calls: NewCalls,
     reserves: Sequence[Decimal],
     otp_per_number: int | None = None,
+    menu: RequestMenu | None = None,
 ) -> set[str]:
     """As `place_many`, for calls whose rows are written already, with these reservations.
 
     Raises LimitsChangedError if they reserve something else by now.
     """
-    admission, admitted = _admit_many(conn, calls, otp_per_number)
+    admission, admitted = _admit_many(conn, calls, otp_per_number, menu)
     if admitted != reserves:
         raise LimitsChangedError
-    return _finish_many(conn, calls, admission)
+    return _finish_many(conn, calls, admission, menu)
 
 
 def _admit_many(
-    conn: Connection, calls: NewCalls, otp_per_number: int | None
+    conn: Connection, calls: NewCalls, otp_per_number: int | None, menu: RequestMenu | None
 ) -> tuple[_Admission, Sequence[Decimal]]:
     template, e164 = calls.template, calls.e164
-    admission = _open_admission(conn, [template], {template.project_id: set(e164)}, otp_per_number)
-    return admission, admission.admit(template, e164, {template.recording_id}, calls.reserves)
+    in_menu = frozenset[str]() if menu is None else menu.recordings
+    numbers = {template.project_id: set(e164)}
+    admission = _open_admission(conn, [template], numbers, otp_per_number, in_menu)
+    played = {template.recording_id, *in_menu}
+    return admission, admission.admit(template, e164, played, calls.reserves)
 
 
 def write_rows(conn: Connection, calls: NewCalls, prepared: Iterable[str]) -> None:
@@ -229,7 +253,11 @@ def write_rows(conn: Connection, calls: NewCalls, prepared: Iterable[str]) -> No
         insert.run(conn, {**terms, "rows": text})
 
 
-def _finish_many(conn: Connection, calls: NewCalls, admission: _Admission) -> set[str]:
+def _finish_many(
+    conn: Connection, calls: NewCalls, admission: _Admission, menu: RequestMenu | None
+) -> set[str]:
+    if menu is not None:
+        stored_menus.add(conn, menu)
     count_calls("placed", calls.template.lane.name, len(calls.ids))
     unwanted = admission.unwanted[calls.template.project_id]
     final = set[str]()
@@ -326,6 +354,7 @@ def _open_admission(
     calls: Collection[NewCall],
     numbers: Mapping[str, set[str]],
     otp_per_number: int | None,
+    in_menus: Iterable[str] = (),
 ) -> _Admission:
     now = max((new.requested_at for new in calls), default=0.0)
     otp_projects = {new.project_id for new in calls if new.lane is Lane.OTP}
@@ -336,7 +365,7 @@ def _open_admission(
     if per_day or otp_projects:
         frequency = open_frequency(conn, numbers, per_day, otp_projects, otp_per_number, now)
     # Budgets last: their locks block others.
-    wanted = {new.recording_id for new in calls if new.recording_id is not None}
+    wanted = {new.recording_id for new in calls if new.recording_id is not None}.union(in_menus)
     found = _PLAYABLE.rows(conn, {"wanted": [(each,) for each in wanted]})
     unused_today = [row.id for row in found if row.used_on < day_of(now)]
     if unused_today:

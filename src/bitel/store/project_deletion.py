@@ -25,6 +25,8 @@ from bitel.store.schema import (
     idempotency_key,
     is_waiting,
     ledger_entry,
+    menu,
+    menu_recording,
     placed_number,
     project,
     recording,
@@ -88,7 +90,10 @@ def delete_project(database: Database, project_id: str, now: float) -> None:
     after: str | None = ""
     while after is not None:
         after = database.write_now(partial(_delete_calls, project_id=project_id, after=after))
-    database.write_now(lambda conn: conn.execute(_DELETE_KEYS, {"project_id": project_id}))
+    for of_its_rows in (_DELETE_KEYS, _DELETE_OF_MENUS):
+        database.write_now(
+            lambda conn: conn.execute(of_its_rows, {"project_id": project_id})  # noqa: B023
+        )
     lists = partial(recipient_lists.delete_of_project, project_id=project_id)
     while database.write_now(lists):
         pass
@@ -127,6 +132,10 @@ _of_its_campaigns = campaign_key.c.campaign_id.in_(
     sa.select(campaign.c.id).where(*matches(campaign.c.project_id))
 )
 _DELETE_KEYS: Final = sa.delete(campaign_key).where(_of_its_campaigns)
+_of_its_menus = menu_recording.c.menu_id.in_(
+    sa.select(menu.c.id).where(*matches(menu.c.project_id))
+)
+_DELETE_OF_MENUS: Final = sa.delete(menu_recording).where(_of_its_menus)
 _tries_of_its_events = (
     sa.select(webhook_try.c.id)
     .join(webhook_event, webhook_event.c.id == webhook_try.c.event_id)
@@ -143,6 +152,7 @@ _DELETIONS: Final = (
             webhook,
             token,
             campaign,
+            menu,
             placed_number,
             do_not_call,
             idempotency_key,

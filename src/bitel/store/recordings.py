@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from bitel.domain.pricing import day_of
 from bitel.errors import ConflictError, NotFoundError, PayloadTooLargeError
+from bitel.store import menus
 from bitel.store.schema import call, has_speech_key, is_waiting, recording
 from bitel.store.sql_batch import in_chunks, matches, next_rows
 
@@ -162,7 +163,8 @@ def remove(conn: Connection, project_id: str, recording_id: str, now: float) -> 
     wanted = {"id": recording_id, "project_id": project_id}
     if conn.execute(_FIND.with_for_update(), wanted).first() is None:
         raise NotFoundError("this project has no recording of that id")
-    if conn.execute(_NEEDED, {"recording_id": recording_id}).first() is not None:
+    is_needed = conn.execute(_NEEDED, {"recording_id": recording_id}).first() is not None
+    if is_needed or menus.is_needed(conn, recording_id):
         raise ConflictError("calls that are not over need the recording; cancel them or wait")
     gone = update(recording).where(recording.c.id == recording_id)
     conn.execute(gone.values(deleted_at=now, speech_key=None))

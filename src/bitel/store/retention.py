@@ -18,15 +18,17 @@ from bitel import exact_json
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import first_id_at
 from bitel.domain.pricing import day_of
-from bitel.store import balances, call_events, event_rows
+from bitel.store import balances, call_events, event_rows, menus
 from bitel.store.schema import (
     attempt,
     call,
     campaign,
     campaign_key,
     cancel_request,
+    has_menu,
     idempotency_key,
     is_waiting,
+    menu_recording,
     placed_number,
     recording,
     retention_cursor,
@@ -73,7 +75,7 @@ def _apply(conn: Connection, ids: Sequence[str], *statements: sa.Executable) -> 
 
 
 _is_over = ~is_waiting & (call.c.finished_at < _before)
-_OLD_CALLS: Final = _old(call, _is_over, call.c.campaign_id, call.c.webhook_id)
+_OLD_CALLS: Final = _old(call, _is_over, call.c.campaign_id, call.c.webhook_id, call.c.menu_id)
 _attempts = sa.select(attempt.c.id).where(attempt.c.call_id.in_(_ids))
 _events = sa.select(webhook_event.c.id).where(webhook_event.c.call_id.in_(_ids))
 _DELETIONS_BY_CALL: Final = (
@@ -112,6 +114,7 @@ def delete_calls(conn: Connection, before: float, after: str) -> tuple[str, int]
     campaigns = {row.campaign_id for row in over if row.campaign_id}
     _apply(conn, sorted(campaigns), *_DELETE_EMPTY_CAMPAIGNS)
     event_rows.delete_unused(conn, {row.webhook_id for row in over if row.webhook_id})
+    menus.delete_unused(conn, {row.menu_id for row in over if row.menu_id})
     return last, len(over)
 
 
@@ -158,7 +161,7 @@ _BLANK_CALLS: Final = (
 _BLANK_ATTEMPTS: Final = (
     sa.update(attempt)
     .where(attempt.c.call_id.in_(_ids), attempt.c.digits.is_not(None))
-    .values(digits=ERASED)
+    .values(digits=ERASED, reports=None)
 )
 
 
@@ -201,7 +204,13 @@ def are_blank(conn: Connection, after: str, last: str) -> bool:
     return conn.execute(with_number.limit(1)).first() is None
 
 
-_needed = sa.exists(sa.select(call.c.id).where(call.c.recording_id == recording.c.id, is_waiting))
+_played = sa.exists(sa.select(call.c.id).where(call.c.recording_id == recording.c.id, is_waiting))
+_of_menus = (
+    sa.select(call.c.id)
+    .join(menu_recording, menu_recording.c.menu_id == call.c.menu_id)
+    .where(menu_recording.c.recording_id == recording.c.id, has_menu, is_waiting)
+)
+_needed = _played | sa.exists(_of_menus)
 _UNUSED_RECORDINGS: Final = _old(
     recording,
     recording.c.deleted_at.is_(None) & (recording.c.used_on < sa.bindparam("day")) & ~_needed,

@@ -257,6 +257,24 @@ webhook = Table(
 )
 """Webhooks that requests named for their own calls, in place of their project's."""
 
+menu = Table(
+    "menu",
+    metadata,
+    Column("id", _Id, primary_key=True),  # a hash of its fields, so that requests share a row
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("body", Text, nullable=False),  # as `domain.menus.to_json` writes it
+    Index("ix_menu_project", "project_id", "id"),
+)
+
+menu_recording = Table(
+    "menu_recording",
+    metadata,
+    Column("menu_id", _Id, ForeignKey("menu.id"), primary_key=True),
+    Column("recording_id", _Id, ForeignKey("recording.id"), primary_key=True),
+    Index("ix_menu_recording", "recording_id", "menu_id"),
+)
+"""The recordings that menus may play."""
+
 campaign = Table(
     "campaign",
     metadata,
@@ -323,7 +341,7 @@ campaign_key = Table(
     "campaign_key",
     metadata,
     Column("campaign_id", _Id, ForeignKey("campaign.id"), primary_key=True),
-    Column("key", String(1), primary_key=True),
+    Column("key", String(32), primary_key=True),  # a key, or the word that keys report
     Column("calls", Integer, nullable=False),  # in which it was pressed
 )
 
@@ -371,6 +389,7 @@ call = Table(
     Column("parts", CommaList),
     Column("caller_id", String(33)),  # NULL: the dialer chooses
     Column("webhook_id", _Id),  # NULL: the project's
+    Column("menu_id", _Id),  # NULL: keys do nothing
     CheckConstraint("due_at IS NULL OR status = 0", name="final_is_not_due"),
     CheckConstraint("recording_id IS NOT NULL OR digits IS NOT NULL", name="plays_something"),
 )
@@ -453,6 +472,8 @@ _partial_index(
 )
 has_reference = call.c.reference.is_not(None)
 has_own_webhook = call.c.webhook_id.is_not(None)
+has_menu = call.c.menu_id.is_not(None)
+_partial_index("ix_call_menu", has_menu, call.c.menu_id, call.c.status)
 _partial_index("ix_call_webhook", has_own_webhook, call.c.webhook_id)
 _partial_index("ix_call_reference", has_reference, call.c.project_id, call.c.reference, call.c.id)
 _partial_index("ix_call_needing_recording", is_waiting, call.c.recording_id)
@@ -491,6 +512,7 @@ attempt = Table(
     Column("rang_at", Double),  # the first 18x; NULL: none is known of
     Column("caller_id", String(33)),  # that it showed; NULL: not known
     Column("machine", String(8)),  # human or machine; NULL: not detected
+    Column("reports", CommaList),  # the words of the keys of its menu; NULL: none was pressed
     CheckConstraint("claim IN ('held', 'heard', 'settled')", name="claim"),
     UniqueConstraint("call_id", "number"),
 )

@@ -118,7 +118,8 @@ def settle(
     reserved, if it had. Whatever the decision, an attempt whose answer is stored never makes its
     call due again: the call ends as UNKNOWN. If a cancel was requested, or a newer one-time
     password supersedes the call, it ends as CANCELED instead of being due again. A number that
-    rejected the call as unwanted (607) goes on the do-not-call list if its project is set so.
+    rejected the call as unwanted (607) goes on the do-not-call list if its project is set so, one
+    that a key of its menu opted out in any case.
 
     Raises Unstorable for times and amounts out of range, and writes nothing then.
     """
@@ -212,6 +213,7 @@ def _settle(
                 decision.reason,
                 is_answered=result.answered_at is not None,
                 keys=result.media.digits if result.media is not None else "",
+                reports=result.media.reports if result.media is not None else (),
             )
             ends.append((row, end))
         if result.is_billed:
@@ -231,7 +233,9 @@ def _settle(
         ]
         call_events.write(conn, completed)
     for row in rows:
-        if row.unwanted_to_do_not_call and offered[row.id].result.sip_code == UNWANTED:
+        result = offered[row.id].result
+        is_unwanted = row.unwanted_to_do_not_call and result.sip_code == UNWANTED
+        if is_unwanted or (result.media is not None and result.media.opted_out):
             do_not_call.add(conn, row.project_id, row.e164)
     return {row.id for row in rows}
 

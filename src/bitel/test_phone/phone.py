@@ -27,6 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -38,6 +39,7 @@ from bitel.sip.sdp import NoCommonCodec, SessionDescription, make_answer
 from bitel.sip.user_agent import UserAgent
 from bitel.sip_transport.tls import TlsFileError, TlsFiles
 from bitel.sip_transport.transport import SipTransport
+from bitel.test_phone.keypad import Keypad
 from bitel.test_phone.rtp_sinks import CountingSink, RecordingSink, RtpSink, write_recording
 from bitel.test_phone.rules import Answer, Behaviour, CallHistory, Reject, Ring, Rule, Silent
 
@@ -89,6 +91,7 @@ class _Call:
     timer: asyncio.TimerHandle | None = None
     answered_at: float | None = None
     hung_up: bool = False
+    pressing: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +237,13 @@ class Phone:
                 self._reject(call, code)
             case Ring():
                 self._ring(call)
-            case Answer(after, hangup) if after > 0:
+            case Answer(after) if after > 0:
                 self._ring(call)
                 # One iteration later, so that a CANCEL read in this one is handled first.
                 soon = self._loop.call_soon
-                call.timer = self._loop.call_later(after, soon, self._answer, call, hangup)
-            case Answer(_, hangup):
-                self._answer(call, hangup)
+                call.timer = self._loop.call_later(after, soon, self._answer, call, behaviour)
+            case Answer():
+                self._answer(call, behaviour)
             case Silent():
                 # `_SilentNumbersAgent` should have dropped the datagram.
                 logger.error("the INVITE of silent call %s was answered with 100", call.call_id)
@@ -255,7 +258,7 @@ class Phone:
         self._transport.flush()
         self._end(call)
 
-    def _answer(self, call: _Call, hangup: float | None) -> None:
+    def _answer(self, call: _Call, behaviour: Answer) -> None:
         if call.call_id not in self._calls:
             return
         try:
@@ -271,8 +274,16 @@ class Phone:
         self._note(call, "answered")
         self._transport.agent.accept(call.call_id, answer, call.answered_at)
         self._transport.flush()
-        if hangup is not None:
-            call.timer = self._loop.call_later(hangup, self._hang_up, call)
+        if behaviour.presses and call.offer is not None and call.sink is not None:
+            info = partial(self._send_info, call)
+            keypad = Keypad(call.offer, answer, call.sink.send, info)
+            call.pressing = self._loop.create_task(keypad.press(behaviour.presses))
+        if behaviour.hangup is not None:
+            call.timer = self._loop.call_later(behaviour.hangup, self._hang_up, call)
+
+    def _send_info(self, call: _Call, key: str) -> None:
+        self._transport.agent.send_info(call.call_id, key, self._loop.time())
+        self._transport.flush()
 
     def _open_sink(self, call: _Call) -> SessionDescription:
         """Open a port for the call's audio; returns the SDP answer."""
@@ -301,6 +312,8 @@ class Phone:
             return
         if call.timer is not None:
             call.timer.cancel()
+        if call.pressing is not None:
+            call.pressing.cancel()
         packets = 0 if call.sink is None else call.sink.close()
         seconds = 0.0 if call.answered_at is None else self._loop.time() - call.answered_at
         self._note(call, "end", packets=packets, seconds=round(seconds, 3))

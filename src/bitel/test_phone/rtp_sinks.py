@@ -8,6 +8,7 @@ until the first RTP packet, and then makes the kernel drop the others by a socke
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import re
@@ -56,6 +57,11 @@ class RtpSink:
     def packets(self) -> int:
         """Number of RTP packets received so far."""
         return self._read
+
+    def send(self, packet: bytes, remote: tuple[str, int]) -> None:
+        """Send a packet from the port; the network may lose it."""
+        with contextlib.suppress(OSError):
+            self._socket.sendto(packet, remote)
 
     def close(self) -> int:
         """Close the port; returns the number of RTP packets received."""

@@ -4,8 +4,14 @@ The grammar:
 
     rule      = pattern "=" step *("," step)
     step      = behaviour ["*" count]
-    behaviour = "answer" [":after=" seconds] [":hangup=" seconds]
+    behaviour = "answer" [":after=" seconds] [":hangup=" seconds] [":keys=" keys] [":by=" way]
               / "busy" / "reject:" code / "ring" / "silent"
+
+    keys      = 1*key "@" seconds *("+" 1*key "@" seconds)
+    way       = "event" / "info" / "tone"
+
+`keys=12@3+9@8` presses 1 and 2 three seconds after the answer, and 9 at eight, as telephone events
+(RFC 4733), by SIP INFO, or as tones in the audio.
 
 `pattern` is a glob (`fnmatch`: `*`, `?`, `[0-9]`), matched with the number as received and without
 its leading `+`. The steps apply to the number's first call, its second, and so on; the last one is
@@ -21,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, Literal
 
 MAX_SECONDS: Final = 86400.0
 """Longest time in a rule: one day."""
@@ -36,16 +42,40 @@ class RuleError(ValueError):
     """A rule that can't be parsed; the text says in a sentence why."""
 
 
+KeyWay = Literal["event", "info", "tone"]
+KEY_WAYS: Final[tuple[KeyWay, ...]] = ("event", "info", "tone")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPresses:
+    """Keys of 0-9*#ABCD that are pressed one after the other, `after` seconds after the answer."""
+
+    keys: str
+    after: float
+    by: KeyWay = "event"
+    pause: float = 0.2
+    """Seconds between two keys."""
+
+    def __str__(self) -> str:
+        return f"{self.keys}@{_seconds_text(self.after)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Rings for `after` seconds, answers, and hangs up after `hangup` seconds (None: never)."""
+    """Rings for `after` seconds, answers, presses keys, and hangs up after `hangup` seconds (None:
+    never)."""
 
     after: float = 1.0
     hangup: float | None = None
+    presses: tuple[KeyPresses, ...] = ()
 
     def __str__(self) -> str:
         text = f"answer:after={_seconds_text(self.after)}"
-        return text if self.hangup is None else f"{text}:hangup={_seconds_text(self.hangup)}"
+        if self.hangup is not None:
+            text += f":hangup={_seconds_text(self.hangup)}"
+        if self.presses:
+            text += f":keys={'+'.join(map(str, self.presses))}:by={self.presses[0].by}"
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +166,10 @@ def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
 
 
 def _step(text: str) -> Step:
-    behaviour, star, count = text.partition("*")
-    if not star:
-        return Step(_behaviour(behaviour))
+    # A star may also be a key.
+    behaviour, star, count = text.rpartition("*")
+    if not star or "@" in count:
+        return Step(_behaviour(text))
     if not re.fullmatch(r"[1-9][0-9]{0,6}", count, re.ASCII) or int(count) > MAX_COUNT:
         raise RuleError(f"{text!r} repeats {count!r} times; a whole number from 1 would be right")
     return Step(_behaviour(behaviour), int(count))
@@ -156,19 +187,40 @@ def _behaviour(text: str) -> Behaviour:
     if name == "reject" and len(options) == 1:
         return Reject(_code(options[0]))
     raise RuleError(
-        f"{text!r} is not a behaviour; the behaviours are answer[:after=S][:hangup=S], busy, "
+        f"{text!r} is not a behaviour; the behaviours are answer[:after=S][:hangup=S]"
+        "[:keys=KEYS@S][:by=event|info|tone], busy, "
         "reject:CODE, ring and silent"
     )
 
 
 def _answer(text: str, options: Iterable[str]) -> Answer:
-    times: dict[str, float] = {}
+    given: dict[str, str] = {}
     for option in options:
         name, _, value = option.partition("=")
-        if name not in {"after", "hangup"} or name in times:
-            raise RuleError(f"{text!r} may say after=SECONDS once and hangup=SECONDS once")
-        times[name] = _seconds(value)
-    return Answer(times.get("after", Answer().after), times.get("hangup"))
+        if name not in {"after", "hangup", "keys", "by"} or name in given:
+            raise RuleError(
+                f"{text!r} may say after=SECONDS, hangup=SECONDS, keys=KEYS@SECONDS and "
+                "by=event|info|tone, each once"
+            )
+        given[name] = value
+    by = next((way for way in KEY_WAYS if way == given.get("by", "event")), None)
+    if by is None or ("by" in given and "keys" not in given):
+        raise RuleError(f"{text!r}: by is event, info or tone, and needs keys=KEYS@SECONDS")
+    return Answer(
+        _seconds(given["after"]) if "after" in given else Answer().after,
+        _seconds(given["hangup"]) if "hangup" in given else None,
+        _presses(given["keys"], by) if "keys" in given else (),
+    )
+
+
+def _presses(text: str, by: KeyWay) -> tuple[KeyPresses, ...]:
+    presses = []
+    for each in text.split("+"):
+        keys, _, after = each.partition("@")
+        if not re.fullmatch(r"[0-9*#A-D]{1,32}", keys, re.ASCII):
+            raise RuleError(f"{each!r} is not KEYS@SECONDS, with keys of 0-9*#ABCD")
+        presses.append(KeyPresses(keys, _seconds(after), by))
+    return tuple(presses)
 
 
 def _seconds(text: str) -> float:

@@ -1,0 +1,115 @@
+"""The menu of an answered call: keys change what is played, and opt out of further calls.
+
+Keys come from the RTP of the callee (RFC 4733) and from SIP INFO. Many phones send each key both
+ways, so only those of the first way that is seen count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Literal
+
+import structlog
+
+from bitel.domain.menus import CALL_AUDIO, Menu, MenuRun, MenuStep, Playback
+from bitel.rtp.shared_clip import SharedClip
+from bitel.rtp.streamer import MAX_CLIPS
+
+LEAD_OUT: Final = 0.2
+"""Seconds of silence before our BYE, which would cut off what the callee has not played yet."""
+
+KeySource = Literal["rtp", "info"]
+MenuClips = Mapping[str | float, SharedClip]
+"""The clips of a menu: of its recordings by id, of `CONFIRMATION`, and of silences by seconds."""
+
+OptOut = Callable[[], Awaitable[None]]
+"""Puts the number of the call on the do-not-call list of its project; returns once it is durable.
+
+Goes on until it succeeds or is cancelled.
+"""
+
+log = structlog.get_logger(__name__)
+
+
+class MenuSession:
+    """Follows the keys of one call. `replace` plays other clips in place of what is left."""
+
+    def __init__(
+        self,
+        menu: Menu,
+        audio: Sequence[SharedClip],
+        clips: MenuClips,
+        replace: Callable[[Sequence[SharedClip]], None],
+        opt_out: OptOut,
+    ) -> None:
+        """`audio` are the clips of the call itself."""
+        self._run = MenuRun(menu)
+        self._audio = audio
+        self._clips = clips
+        self._replace = replace
+        self._opt_out = opt_out
+        self._source: KeySource | None = None
+        self._step: MenuStep | None = None
+        self._opting_out: asyncio.Task[None] | None = None
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """The words that were reported."""
+        return tuple(self._run.reports)
+
+    @property
+    def has_opted_out(self) -> bool:
+        """Whether a key has opted out; by now, or with the end of the call, it is stored."""
+        return self._run.has_opted_out
+
+    def begin(self) -> list[SharedClip]:
+        """What is played from the answer on."""
+        return self._expanded(self._run.begin())
+
+    def press_rtp(self, keys: str, at: float) -> None:
+        """Follow keys that came as telephone events."""
+        self._press(keys, "rtp")
+
+    def press_info(self, keys: str) -> None:
+        """Follow keys that came by INFO."""
+        self._press(keys, "info")
+
+    def _press(self, keys: str, source: KeySource) -> None:
+        self._source = self._source or source
+        if source != self._source:
+            return
+        for key in keys:
+            step = self._run.press(key)
+            if step is None:
+                continue
+            self._step = step
+            if step.opt_out:
+                # Until it is stored, as it waits for a key: then silence ends the call.
+                self._replace(self._expanded(self._run.silence))
+                self._opting_out = asyncio.create_task(self._confirm(step))
+            else:
+                self._replace(self._expanded(step.play))
+
+    def close(self) -> None:
+        """End with the call. An opt-out that is not stored yet is stored with the call's end."""
+        if self._opting_out is not None:
+            self._opting_out.cancel()
+
+    async def _confirm(self, step: MenuStep) -> None:
+        try:
+            await self._opt_out()
+        except Exception:
+            log.exception("opt_out_broke")
+            return
+        if self._step is step:
+            self._replace(self._expanded(step.play))
+
+    def _expanded(self, play: Playback) -> list[SharedClip]:
+        clips: list[SharedClip] = []
+        for each in play:
+            more = list(self._audio) if each == CALL_AUDIO else [self._clips[each]]
+            if len(clips) + len(more) >= MAX_CLIPS:
+                break  # a text of very many parts, which is repeated less often
+            clips += more
+        return [*clips, self._clips[LEAD_OUT]]
