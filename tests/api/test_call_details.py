@@ -28,7 +28,7 @@ async def test_a_call_that_waits_has_no_attempts(stage: Stage) -> None:
 
     assert list(found) == EIGHT + MORE
     assert {key: found[key] for key in EIGHT} == placed
-    assert [found[key] for key in MORE] == [None, "order-4711", None, None, "", []]
+    assert [found[key] for key in MORE] == [None, "order-4711", None, None, "", [], []]
 
 
 async def test_each_attempt_is_described(stage: Stage) -> None:

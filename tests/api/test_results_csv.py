@@ -96,6 +96,7 @@ async def test_each_call_is_a_line_with_all_of_its_attempts(stage: Stage) -> Non
         "attemptDetails": "1: BUSY 486, dialled 2023-11-14T22:13:20Z, ended 2023-11-14T22:13:40Z; "
         "2: ANSWERED 200, dialled 2023-11-14T22:15:00Z, rang 2023-11-14T22:15:03Z, "
         "answered 2023-11-14T22:15:08Z, ended 2023-11-14T22:15:20Z, keys 1#",
+        "reports": "",
     }
     assert (other["id"], other["phoneNumber"]) == (second.call_id, "+989120000002")
     assert other["reference"] == "'=1+1"

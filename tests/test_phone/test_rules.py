@@ -11,6 +11,7 @@ from bitel.test_phone.rules import (
     Answer,
     Behaviour,
     CallHistory,
+    KeyPresses,
     Reject,
     Ring,
     Rule,
@@ -150,3 +151,30 @@ def test_memory_is_bounded_and_keeps_what_is_in_use() -> None:
     assert memory.next_for("stranger-0") == Reject()
     assert memory.decided("call-0") is None
     assert memory.decided("call-49") == Ring()
+
+
+@pytest.mark.parametrize(
+    ("text", "presses"),
+    [
+        ("1=answer:after=1:keys=1@3:by=event", (KeyPresses("1", 3.0),)),
+        ("1=answer:after=1:keys=*#@3+9@8.5:by=info",
+         (KeyPresses("*#", 3.0, "info"), KeyPresses("9", 8.5, "info"))),
+        ("1=answer:after=1:hangup=9:keys=0A@0:by=tone", (KeyPresses("0A", 0.0, "tone"),)),
+    ],
+)  # fmt: skip
+def test_keys_are_pressed_at_their_times(text: str, presses: tuple[KeyPresses, ...]) -> None:
+    rule = Rule.parse(text)
+    (step,) = rule.steps
+    assert isinstance(step.behaviour, Answer)
+    assert step.behaviour.presses == presses
+    assert str(rule) == text
+    again = Rule.parse(f"1={step.behaviour}*3,busy")
+    assert [each.count for each in again.steps] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["keys=1", "keys=@1", "keys=x@1", "keys=1@x", "by=info", "keys=1@1:by=hand"]
+)
+def test_keys_that_are_not_written_so_are_refused(wrong: str) -> None:
+    with pytest.raises(RuleError, match=r"KEYS@SECONDS|not a number of seconds"):
+        Rule.parse(f"1=answer:{wrong}")

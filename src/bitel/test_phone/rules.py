@@ -199,8 +199,8 @@ def _answer(text: str, options: Iterable[str]) -> Answer:
         name, _, value = option.partition("=")
         if name not in {"after", "hangup", "keys", "by"} or name in given:
             raise RuleError(
-                f"{text!r} may say after=SECONDS, hangup=SECONDS, keys=KEYS@SECONDS and "
-                "by=event|info|tone, each once"
+                f"{text!r} may say after=SECONDS once, hangup=SECONDS once, keys=KEYS@SECONDS "
+                "once and by=event|info|tone once"
             )
         given[name] = value
     by = next((way for way in KEY_WAYS if way == given.get("by", "event")), None)
