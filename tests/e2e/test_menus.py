@@ -25,6 +25,7 @@ RULES = [
     "98912003*=answer:after=0.1:keys=32@1",
     "98912004*=answer:after=0.1:keys=407#@0.5",
     "98912005*=answer:after=0.1",
+    "98912006*=answer:after=0.1:keys=1@1:by=tone",
 ]
 
 
@@ -76,26 +77,28 @@ def placed(client: Client, stage: Stage, numbers: list[str], **more: Any) -> tup
 
 def test_keys_change_what_is_played_and_are_counted(stage: Stage) -> None:
     with Client(token(stage), stage.url) as client:
-        numbers = ["09120000001", "09120010001", "09120030001", "09120050001"]
+        numbers = ["09120000001", "09120010001", "09120060001", "09120030001", "09120050001"]
         campaign, ids = placed(client, stage, numbers)
-        by_event, by_info, deep, none = (client.call_details(each) for each in ids)
-        assert client.campaign(campaign)["keys"] == {"yes": 2, "deep": 1}
+        by_event, by_info, by_tone, deep, none = (client.call_details(each) for each in ids)
+        assert client.campaign(campaign)["keys"] == {"yes": 3, "deep": 1}
         assert (by_event["keys"], by_event["reports"]) == ("1", ["yes"])
         assert (by_info["keys"], by_info["reports"]) == ("1", ["yes"])
+        assert (by_tone["keys"], by_tone["reports"]) == ("1", ["yes"])
         assert (deep["keys"], deep["reports"]) == ("32", ["deep"])
         assert (none["keys"], none["reports"]) == ("", [])
-        lengths = [each["billSec"] for each in (by_event, by_info, deep, none)]
+        lengths = [each["billSec"] for each in (by_event, by_info, by_tone, none)]
         assert lengths[0] <= 4
         assert lengths[1] <= 4
+        assert lengths[2] <= 4
         assert lengths[3] >= 8, "6 s of audio and 2 s in which a key is waited for"
-    wait_until(lambda: len(list(stage.heard.glob("*.wav"))) == 4, 10)
-    for number in numbers[:2]:
+    wait_until(lambda: len(list(stage.heard.glob("*.wav"))) == 5, 10)
+    for number in numbers[:3]:
         assert 0.5 <= seconds_of(stage, number, PROMPT) <= 1.8
         assert 0.8 <= seconds_of(stage, number, THANKS) <= 1.1
     # The second key came while the menu below was asking.
-    assert seconds_of(stage, numbers[2], AGAIN) <= 0.9
-    assert 0.8 <= seconds_of(stage, numbers[2], THANKS) <= 1.1
-    assert 5.8 <= seconds_of(stage, numbers[3], PROMPT) <= 6.1
+    assert seconds_of(stage, numbers[3], AGAIN) <= 0.9
+    assert 0.8 <= seconds_of(stage, numbers[3], THANKS) <= 1.1
+    assert 5.8 <= seconds_of(stage, numbers[4], PROMPT) <= 6.1
 
 
 def test_digits_are_collected_up_to_the_end_key(stage: Stage) -> None:

@@ -12,8 +12,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bitel.g711 import alaw_encode
 from bitel.rtp import sender_process
 from bitel.rtp import streamer as streamer_module
 from bitel.rtp.packet import RtpHeader
@@ -397,6 +399,35 @@ async def test_keys_are_reported_at_once_and_other_clips_follow(
     assert (ends.reports[stream].digits, ends.reports[stream].finished) == ("57", True)
     assert len({header.ssrc for header, _ in far.packets()}) == 1
     assert len(far.packets()) < 400
+    await streamer.stop()
+
+
+async def test_tones_in_the_audio_are_keys_where_there_are_no_events(
+    far: FarEnd, recording: Recording
+) -> None:
+    """Every packet is read then, though others of the port are sampled."""
+    streamer, ends = Streamer(HOST, free_range(2), receive=True), Ends()
+    await streamer.start()
+    port = streamer.open_port()
+    keys: list[str] = []
+    clip = read_clip(recording(80_000))
+    await streamer.prepare(port, [clip])
+    spec = StreamSpec(port, far.address, 8, "alaw")
+    stream = streamer.play(spec, [clip], ends, on_keys=lambda said, at: keys.append(said))
+    await until(far.packets)
+    times = np.arange(1600) / 8000
+    sound = np.sin(2 * np.pi * 770 * times) + np.sin(2 * np.pi * 1336 * times)
+    codes = alaw_encode((sound * 6000).astype(np.int16)).tobytes()
+    for sequence in range(10):
+        packet = pack(RtpHeader(8, sequence, 160 * sequence, 1))
+        far.socket.sendto(packet + codes[160 * sequence :][:160], (HOST, port))
+        await asyncio.sleep(0.005)
+    await until(lambda: keys)
+    streamer.stop_stream(stream)
+    await ends.wait()
+    assert keys == ["5"]
+    assert ends.reports[stream].digits == "5"
+    assert ends.reports[stream].received == 10
     await streamer.stop()
 
 

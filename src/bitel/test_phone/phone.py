@@ -35,7 +35,7 @@ from bitel.sip.config import AgentConfig
 from bitel.sip.events import Canceled, Ended, Event, Incoming
 from bitel.sip.grammar import Address, HostPort, split_address, user_of
 from bitel.sip.message import MessageError, Request, parse
-from bitel.sip.sdp import NoCommonCodec, SessionDescription, make_answer
+from bitel.sip.sdp import TELEPHONE_EVENT, NoCommonCodec, SessionDescription, make_answer
 from bitel.sip.user_agent import UserAgent
 from bitel.sip_transport.tls import TlsFileError, TlsFiles
 from bitel.sip_transport.transport import SipTransport
@@ -263,6 +263,10 @@ class Phone:
             return
         try:
             answer = self._open_sink(call)
+            if any(each.by == "tone" for each in behaviour.presses):
+                # A phone that knows events sends no tones.
+                audio = [codec for codec in answer.codecs if codec.name != TELEPHONE_EVENT]
+                answer = answer._replace(codecs=tuple(audio))
         except NoCommonCodec:
             self._reject(call, NOT_ACCEPTABLE_HERE)
             return

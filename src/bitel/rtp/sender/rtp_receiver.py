@@ -1,7 +1,8 @@
 """Receives RTP from the remotes of streams: source addresses, packet counts and digits.
 
-The audio is not used. The kernel delivers only a sample of it (`bpf`), which gets smaller with the
-number of streams, so that receiving costs little CPU.
+The audio is used only for tones of keys, of the few streams that listen for them. Otherwise the
+kernel delivers only a sample of it (`bpf`), which gets smaller with the number of streams, so that
+receiving costs little CPU.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from bitel.rtp.bpf import DENSEST, attach, keep_one_in, one_in
 from bitel.rtp.ipc import Change, Pressed
 from bitel.rtp.packet import PacketError, RtpHeader
+from bitel.rtp.sender.dtmf_tones import ToneDigits
 from bitel.rtp.stream_spec import Latch, StreamSpec, host_problem
 from bitel.rtp.telephone_event import Digits
 
@@ -56,6 +58,10 @@ class RemoteSource:
     at: float | None = None
     """Time of the last packet read, or of a later change of the media."""
     events: Digits | None = None
+    tones: ToneDigits | None = None
+    """The digits in its audio, if it reports keys and has no telephone events."""
+    audio_type: int = -1
+    """Payload type of that audio."""
     digits_at: float | None = None
     """Time of the first digit."""
     unexpected: int = 0
@@ -73,7 +79,9 @@ class RemoteSource:
 
     @property
     def digits(self) -> str:
-        """The telephone events as digits."""
+        """The telephone events, or the tones, as digits."""
+        if self.tones is not None:
+            return self.tones.text
         return self.events.text if self.events else ""
 
     def accepts(self, ssrc: int) -> bool:
@@ -90,6 +98,11 @@ class RemoteSource:
         if header.sequence % one_in == 0:
             self.sampled += one_in
         self.at = now
+        if self.tones is not None and header.payload_type == self.audio_type:
+            before = len(self.tones.text)
+            self.tones.receive(payload)
+            if self.digits_at is None and len(self.tones.text) > before:
+                self.digits_at = now
         if header.payload_type in self.event_types:
             if self.events is None:
                 self.events = Digits()
@@ -229,6 +242,8 @@ class RtpReceiver:
         )
         port.place(source, spec.remote)
         port.set_event_types(source, _event_types_of(spec.event_types, spec.payload_type))
+        if reports_keys and not source.event_types:
+            source.tones, source.audio_type = ToneDigits(spec.law), spec.payload_type
         self._of_stream[stream] = port
         if timeout := spec.silence_timeout:
             self._silence_timeout = min(timeout, self._silence_timeout or timeout)
@@ -252,6 +267,7 @@ class RtpReceiver:
         # with the old one may still arrive.
         types = source.event_types.union(spec.event_types)
         port.set_event_types(source, _event_types_of(types, spec.payload_type))
+        source.audio_type = spec.payload_type
         self._set_filter(port, port.one_in)
 
     def remove(self, stream: int) -> RemoteSource | None:
@@ -321,7 +337,12 @@ class RtpReceiver:
         self._on_packet(source.stream, now)
 
     def _set_filter(self, port: _Port, wanted: int) -> None:
-        """Makes the kernel deliver one audio packet in `wanted`, and all telephone events."""
+        """Makes the kernel deliver one audio packet in `wanted`, and all telephone events.
+
+        All of them, while tones are listened for in the audio of one of its streams.
+        """
+        if any(source.tones is not None for source in port.sources.values()):
+            wanted = 1
         if wanted == port.one_in and not port.is_stale:
             return
         port.one_in = wanted
