@@ -412,7 +412,7 @@ async def test_tones_in_the_audio_are_keys_where_there_are_no_events(
     keys: list[str] = []
     clip = read_clip(recording(80_000))
     await streamer.prepare(port, [clip])
-    spec = StreamSpec(port, far.address, 8, "alaw")
+    spec = StreamSpec(port, far.address, 8, "alaw", event_types=(101,), tones=True)
     stream = streamer.play(spec, [clip], ends, on_keys=lambda said, at: keys.append(said))
     await until(far.packets)
     times = np.arange(1600) / 8000

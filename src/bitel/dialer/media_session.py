@@ -136,6 +136,7 @@ class MediaSession:
             held,
             awaited,
             self._media_timeout,
+            tones=not agreed.has_events,
         )
 
     def _followed(self, remote: tuple[str, int]) -> tuple[tuple[str, int], bool]:

@@ -60,6 +60,8 @@ class StreamSpec(NamedTuple):
     `remote` must not be sent to. Requires a streamer that receives."""
     silence_timeout: float = 0.0
     """Seconds without RTP or RTCP, after a first packet, until `on_silence`; 0: never."""
+    tones: bool = False
+    """Keys are looked for in the audio, since the remote has agreed to no telephone events."""
 
 
 class StreamReport(NamedTuple):

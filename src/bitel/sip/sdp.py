@@ -169,7 +169,7 @@ class NegotiatedMedia(NamedTuple):
     Send `codec_name` as `payload_type` to `remote`, a packet every `ptime` ms (one of
     `PACKET_LENGTHS`), if `direction` (ours) allows it. The host of `remote` may be a name that must
     be resolved (`is_host_name`). `event_types` are all payload types under which the remote may
-    send telephone events, the most recent last.
+    send telephone events, the most recent last; `has_events` is whether it has agreed to them.
     """
 
     codec_name: str
@@ -178,6 +178,7 @@ class NegotiatedMedia(NamedTuple):
     remote: HostPort
     ptime: int
     direction: Direction
+    has_events: bool = True
 
 
 def make_offer(
@@ -220,6 +221,7 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Negot
         (answer.address, answer.port),
         packet_length(answer.ptime, answer.maxptime),
         _MIRRORED[answer.direction],
+        any(codec.name == TELEPHONE_EVENT for codec in answer.codecs),
     )
 
 

@@ -59,7 +59,7 @@ class RemoteSource:
     """Time of the last packet read, or of a later change of the media."""
     events: Digits | None = None
     tones: ToneDigits | None = None
-    """The digits in its audio, if it reports keys and has no telephone events."""
+    """The digits in its audio, if it reports keys and agreed to no telephone events."""
     audio_type: int = -1
     """Payload type of that audio."""
     digits_at: float | None = None
@@ -242,7 +242,7 @@ class RtpReceiver:
         )
         port.place(source, spec.remote)
         port.set_event_types(source, _event_types_of(spec.event_types, spec.payload_type))
-        if reports_keys and not source.event_types:
+        if reports_keys and spec.tones:
             source.tones, source.audio_type = ToneDigits(spec.law), spec.payload_type
         self._of_stream[stream] = port
         if timeout := spec.silence_timeout:
