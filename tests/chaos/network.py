@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from tests.chaos.processes import wait_for
 from tests.chaos.relay import Relay
 from tests.chaos.storage import PostgresStorage
 from tests.chaos.wire import Capture
@@ -161,6 +162,9 @@ class Namespaces:
         _ip("link", "set", machine.port, "down")
         time.sleep(seconds)
         _ip("link", "set", machine.port, "up")
+        with machine.entered():
+            # The kernel may take a second until it sends through the link again.
+            wait_for(lambda: "state UP" in _ip("link", "show", "eth0"), 5.0)
 
     def capture(self, workers: Sequence[Machine], carrier_port: int) -> Capture | None:
         return Capture({each.name: each.port for each in workers}, carrier_port)
@@ -230,5 +234,6 @@ def _checked(result: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+def _ip(*arguments: str) -> str:
+    done = subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout
