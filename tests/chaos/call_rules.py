@@ -232,8 +232,8 @@ def _all_pairs(invitations: Sequence[Invitation]) -> Iterator[tuple[Invitation, 
 def _forgotten(evidence: Evidence, earlier: Invitation, later: Invitation) -> float | None:
     """When a crash made the service forget `earlier` before it knew its final response."""
     settled = earlier.settled_at if earlier.settled_at is not None else float("inf")
-    if evidence.is_fleet and earlier.settled_at is not None:
-        return None  # it was another process that died
+    if evidence.is_fleet and earlier.settled_at is not None and not earlier.worker:
+        return None  # it may be another process that died
     for death in evidence.deaths(earlier.worker):
         if earlier.left <= death < min(settled, later.first):
             return death
@@ -243,7 +243,8 @@ def _forgotten(evidence: Evidence, earlier: Invitation, later: Invitation) -> fl
 def _cut_off(evidence: Evidence, invitation: Invitation) -> bool:
     """Whether the service died, or was stopped, before it had the final response."""
     until = invitation.settled_at or invitation.end
-    ends = [each.at for each in evidence.exits_of(invitation.worker)]
+    worker = invitation.worker
+    ends = [each.at for each in evidence.exits_of(worker)] + evidence.deaths(worker)
     if any(invitation.first <= at <= until + RECORDED_AFTER for at in ends):
         return True
     # It was stopped when the response came, or could not write it, and died before it could.

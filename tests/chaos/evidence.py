@@ -205,6 +205,8 @@ class Evidence:
     """The lines of the service's log."""
     lost_invites: list[float] = field(default_factory=list)
     """When an INVITE was sent of which no copy reached the callee."""
+    taken_over: list[tuple[str, float]] = field(default_factory=list)
+    """The workers whose lease others have ended, and when they recovered its calls."""
     workers: frozenset[str] = frozenset()
     """The names of the workers, where there are several."""
     begun: float = 0.0
@@ -231,8 +233,10 @@ class Evidence:
         return [each for each in self.exits if not worker or each.name in ("", worker)]
 
     def deaths(self, worker: str = "") -> list[float]:
-        """When a worker, or any process, died without being able to clean up."""
-        return sorted(each.at for each in self.exits_of(worker) if each.why != "term")
+        """When a worker, or any process, died, or its calls were taken from it as if it had."""
+        taken = [at for name, at in self.taken_over if worker in ("", name)]
+        died = [each.at for each in self.exits_of(worker) if each.why != "term"]
+        return sorted(taken + died)
 
     def cut_off(self, worker: str, begin: float, end: float) -> float:
         """Seconds between two moments in which a worker and the carrier could not reach each other.

@@ -34,7 +34,7 @@ from tests.chaos import run as one
 from tests.chaos.api import Api
 from tests.chaos.checks import check
 from tests.chaos.evidence import SERVER, Evidence, Exit, Fault, Terms, read_callee_file
-from tests.chaos.fleet_rules import check_fleet
+from tests.chaos.fleet_rules import check_fleet, taken_over
 from tests.chaos.network import Machine, Network, new_network
 from tests.chaos.processes import Service, wait_for
 from tests.chaos.report import write_faults
@@ -160,6 +160,8 @@ def run(options: Options, folder: Path, say: one.Say) -> Evidence:
         evidence.faults = injector.done
         evidence.exits = [each for member in fleet.members for each in exits_of(member)]
         evidence.log = [line for member in fleet.members for line in member.service.log]
+        pids = {pid: worker.name for worker in fleet.workers for pid in worker.service.pids}
+        evidence.taken_over = list(taken_over(evidence.log, pids))
         evidence.events = list(receiver.events)
         evidence.http_problems += [problem for api in apis for problem in api.problems]
         evidence.invitations = read_callee_file(folder / "callee.jsonl")

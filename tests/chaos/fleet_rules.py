@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -59,15 +60,13 @@ def _over_the_channels(evidence: Evidence, channels: int) -> Iterator[Violation]
         yield Violation("channels exceeded", f"{most} calls at once at {when - evidence.begun:.1f}")
 
 
-def _noticed_late(evidence: Evidence, now: Callable[[], float] = time.time) -> Iterator[Violation]:
+def _noticed_late(evidence: Evidence) -> Iterator[Violation]:
     """After the death of a worker others, or its next process, take its calls within 10 s."""
-    offset = now() - time.monotonic()
     taken = sorted(
-        stamp - offset
+        at
         for line in evidence.log
         if " worker_dead " in line or " recovered " in line or " ready " in f"{line} "
-        for stamp in [_stamp_of(line)]
-        if stamp is not None
+        for at in _time_of(line)
     )
     for fault in evidence.faults:
         if fault.kind != "kill":
@@ -92,8 +91,20 @@ def _could_not(evidence: Evidence, death: Fault, limit: float) -> bool:
     return evidence.workers - {death.detail} <= {each.detail for each in near}
 
 
-def _stamp_of(line: str) -> float | None:
-    """The time at the beginning of a line of the log, in Unix seconds."""
+def taken_over(log: Sequence[str], pids: Mapping[int, str]) -> Iterator[tuple[str, float]]:
+    """The workers whose lease others have ended, and when; `pids` gives the names of workers.
+
+    Such a worker is named in the log by its machine, process and instance, as in `vm-4711-0af32d`.
+    """
+    for line in log:
+        found = re.search(r" worker_dead .*worker=\S+-(\d+)-\w+", line)
+        if found is not None and int(found[1]) in pids:
+            for at in _time_of(line):
+                yield pids[int(found[1])], at
+
+
+def _time_of(line: str) -> Iterator[float]:
+    """The time at the beginning of a line of the log, on the monotonic clock, if there is one."""
     with contextlib.suppress(ValueError, IndexError):
-        return datetime.fromisoformat(line.split()[0].replace("Z", "+00:00")).timestamp()
-    return None
+        stamp = datetime.fromisoformat(line.split()[0].replace("Z", "+00:00")).timestamp()
+        yield stamp - time.time() + time.monotonic()

@@ -76,6 +76,8 @@ class Service:
         """
         self.exits: list[Exit] = []
         self.log: list[str] = []
+        self.pids: set[int] = set()
+        """Of all processes that were started."""
         self._options = options
         self._delay = delay
         self._machine = machine
@@ -152,6 +154,7 @@ class Service:
             self._ready.clear()
             self._asked = ("by itself", 0.0)
             process = self._process = self._begin()
+            self.pids.add(process.pid)
             reader = threading.Thread(target=self._read_log, args=(process,), daemon=True)
             reader.start()
             status = process.wait()
