@@ -248,7 +248,7 @@ def _cut_off(evidence: Evidence, invitation: Invitation) -> bool:
     if any(invitation.first <= at <= until + RECORDED_AFTER for at in ends):
         return True
     # It was stopped when the response came, or could not write it, and died before it could.
-    writable = _hidden_until(evidence, until) + RECORDED_AFTER
+    writable = _hidden_until(evidence, worker, until) + RECORDED_AFTER
     return any(until <= at <= writable for at in ends)
 
 
@@ -261,7 +261,7 @@ def _may_be_forgotten(evidence: Evidence, invitation: Invitation) -> bool:
     # Also where the service was dead already when the callee began to ring.
     if any(invitation.left <= death <= rang + RECORDED_AFTER for death in deaths):
         return True
-    writable = _hidden_until(evidence, rang) + RECORDED_AFTER
+    writable = _hidden_until(evidence, invitation.worker, rang) + RECORDED_AFTER
     if any(rang <= death <= writable for death in deaths):
         return True
     if evidence.is_fleet and _lapsed(evidence, invitation):
@@ -279,7 +279,7 @@ def _lapsed(evidence: Evidence, invitation: Invitation) -> bool:
     As with a drain, whether that spends a retry is for the service to decide.
     """
     canceled = invitation.canceled_at
-    faults = [each for each in evidence.faults if each.kind in _HIDING]
+    faults = [each for each in evidence.faults_of(invitation.worker) if each.kind in _HIDING]
     return (
         canceled is not None
         and canceled < invitation.left + evidence.terms.ring_timeout - EARLY
@@ -287,10 +287,10 @@ def _lapsed(evidence: Evidence, invitation: Invitation) -> bool:
     )
 
 
-def _hidden_until(evidence: Evidence, at: float) -> float:
-    """Until when faults in a row kept the service from writing what happened at `at`."""
+def _hidden_until(evidence: Evidence, worker: str, at: float) -> float:
+    """Until when faults in a row kept a worker from writing what happened at `at`."""
     until = at
-    for fault in sorted(evidence.faults, key=lambda fault: fault.at):
+    for fault in sorted(evidence.faults_of(worker), key=lambda fault: fault.at):
         if fault.kind in _HIDING and fault.at - RECORDED_AFTER <= until:
             until = max(until, fault.until)
     return until

@@ -232,6 +232,10 @@ class Evidence:
         """The ends of a worker, or of every process where it is not known which one."""
         return [each for each in self.exits if not worker or each.name in ("", worker)]
 
+    def faults_of(self, worker: str) -> list[Fault]:
+        """The faults that a worker feels, or all where it is not known which one."""
+        return [each for each in self.faults if not worker or each.detail in (worker, SERVER)]
+
     def deaths(self, worker: str = "") -> list[float]:
         """When a worker, or any process, died, or its calls were taken from it as if it had."""
         taken = [at for name, at in self.taken_over if worker in ("", name)]
