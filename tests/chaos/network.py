@@ -135,8 +135,9 @@ class Namespaces:
         machine = Namespace(name, address, f"port{number}", _separate_namespace())
         self._machines.append(machine)
         inside = f"/proc/{os.getpid()}/fd/{machine.descriptor}"
+        ethernet = f"02:00:00:00:00:{number:02x}"
         link = ("type", "veth", "peer", "name", "eth0", "netns", inside)
-        _ip("link", "add", machine.port, *link)
+        _ip("link", "add", machine.port, "address", ethernet, *link)
         _ip("address", "add", f"{router}/30", "dev", machine.port)
         _ip("link", "set", machine.port, "up")
         with machine.entered():
@@ -144,6 +145,9 @@ class Namespaces:
             _ip("address", "add", f"{address}/30", "dev", "eth0")
             _ip("link", "set", "eth0", "up")
             _ip("route", "add", "default", "via", router)
+            # Without it, the kernel keeps what is sent while the link is down until it has found
+            # the router again, and then sends up to three seconds of it at once.
+            _ip("neighbour", "add", router, "lladdr", ethernet, "dev", "eth0", "nud", "permanent")
         return machine
 
     def database_url(self, machine: Machine, storage: PostgresStorage) -> str:
