@@ -166,6 +166,7 @@ def run(options: Options, folder: Path, say: one.Say) -> Evidence:
         evidence.http_problems += [problem for api in apis for problem in api.problems]
         evidence.invitations = read_callee_file(folder / "callee.jsonl")
         if capture is not None:
+            capture.close()
             evidence.lost_invites = add_wire(evidence.invitations, capture.datagrams)
             capture.write(folder / "wire.jsonl")
     return evidence

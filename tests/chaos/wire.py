@@ -25,6 +25,9 @@ from tests.chaos.evidence import Invitation, digits_of
 
 _ALL_PROTOCOLS: Final = 0x0003
 _SO_ATTACH_FILTER: Final = 26
+_SO_RCVBUFFORCE: Final = 33
+_SOL_PACKET: Final = 263
+_PACKET_STATISTICS: Final = 6
 _HEADERS: Final = 14 + 20 + 8
 """Bytes of the Ethernet, IPv4 and UDP headers; no IPv4 options are sent here."""
 SAME: Final = 0.2
@@ -58,7 +61,7 @@ class Capture:
         for worker, port in ports.items():
             tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_PROTOCOLS))
             _attach(tap, carrier_port)
-            tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+            tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
             tap.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
             tap.bind((port, _ALL_PROTOCOLS))
             tap.setblocking(False)
@@ -67,13 +70,20 @@ class Capture:
         self._thread.start()
 
     def close(self) -> None:
-        """Take what has come, and end."""
+        """End; RuntimeError if the kernel had no room for a datagram, so that some are missing."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         self._thread.join()
+        missing = 0
         for key in list(self._selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
+            counts = key.fileobj.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+            missing += struct.unpack("II", counts)[1]
             key.fileobj.close()
         self._selector.close()
+        if missing:
+            raise RuntimeError(f"the capture misses {missing} datagrams")
 
     def write(self, path: Path) -> None:
         """Write what was captured, a JSON object a line."""
