@@ -312,6 +312,8 @@ class Injector:
             begun = time.monotonic()
             detail = worker.name
             if kind == "kill":
+                # A process that is not ready yet has no lease, and no death to be noticed.
+                kind = kind if worker.service.is_ready else "kill-starting"
                 worker.service.kill()
             elif kind == "stop":
                 worker.service.signal(signal.SIGSTOP)

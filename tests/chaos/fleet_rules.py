@@ -73,10 +73,19 @@ def _noticed_late(evidence: Evidence) -> Iterator[Violation]:
             continue
         after = [at for at in taken if at > fault.at]
         limit = fault.at + CONTINUES
-        if not _could_not(evidence, fault, limit) and (not after or after[0] > limit + 1.0):
+        if _had_no_lease(evidence, fault) or _could_not(evidence, fault, limit):
+            continue
+        if not after or after[0] > limit + 1.0:
             yield Violation(
                 "death noticed late", f"{fault.detail} at {fault.at - evidence.begun:.1f}"
             )
+
+
+def _had_no_lease(evidence: Evidence, death: Fault) -> bool:
+    """Whether others had ended the lease of the process that was killed before that."""
+    exits = [each.at for each in evidence.exits_of(death.detail) if each.at < death.at]
+    begun = max(exits, default=evidence.begun)
+    return any(name == death.detail and begun < at < death.at for name, at in evidence.taken_over)
 
 
 def _could_not(evidence: Evidence, death: Fault, limit: float) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.chaos.checks import check
 from tests.chaos.evidence import Evidence, Exit, Fault, Invitation
-from tests.chaos.fleet_rules import check_fleet
+from tests.chaos.fleet_rules import check_fleet, taken_over
 from tests.chaos.test_checker import answered, failed, refused, ringing, run_with
 from tests.chaos.wire import Datagram, add_wire
 
@@ -75,6 +75,21 @@ def test_a_death_that_only_disturbed_workers_could_notice_is_no_violation() -> N
     assert fleet_kinds(Evidence(faults=[death])) == ["death noticed late"]
     assert fleet_kinds(Evidence(faults=[death, cuts[0]])) == ["death noticed late"]
     assert fleet_kinds(Evidence(faults=[death, *cuts])) == []
+
+
+def test_the_death_of_a_process_that_had_lost_its_lease_need_not_be_noticed() -> None:
+    death = Fault("kill", 100.0, 100.0, "worker1")
+    lost = [("worker1", 95.0)]
+    assert fleet_kinds(Evidence(faults=[death], taken_over=lost)) == []
+    earlier = [Exit(97.0, 1, "lease ended", name="worker1")]
+    late = Evidence(faults=[death], taken_over=lost, exits=earlier)
+    assert fleet_kinds(late) == ["death noticed late"]
+
+
+def test_a_lease_that_others_end_is_read_from_the_log() -> None:
+    line = "2026-11-27T22:34:26.351590Z [warning  ] worker_dead dialer=main worker=vm-2-{}-6cc181"
+    log = [line.format(pid) for pid in (27508, 27509)]
+    assert [name for name, _ in taken_over(log, {27508: "worker1"})] == ["worker1"]
 
 
 def test_ringing_of_which_the_service_received_nothing_spends_no_retry() -> None:
