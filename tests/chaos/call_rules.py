@@ -25,6 +25,8 @@ SCHEDULE: Final = (0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5)
 """Seconds after an INVITE at which it may be repeated over UDP: timer A with T1 = 0.5 s."""
 LOST_AUDIO: Final = 0.5
 """Seconds of audio that can't be lost where the network carries it."""
+T2: Final = 4.0
+"""Seconds between two repeats of a CANCEL over UDP, at most (RFC 3261, 17.1.2.2)."""
 KNOWN: Final = 1.0
 """Seconds after a call's webhook from which no INVITE of it may come."""
 PERSON_BUSY: Final = frozenset({486, 600, 603})
@@ -279,11 +281,14 @@ def _lapsed(evidence: Evidence, invitation: Invitation) -> bool:
     As with a drain, whether that spends a retry is for the service to decide.
     """
     canceled = invitation.canceled_at
+    if canceled is None:
+        return False
     faults = [each for each in evidence.faults_of(invitation.worker) if each.kind in _HIDING]
-    return (
-        canceled is not None
-        and canceled < invitation.left + evidence.terms.ring_timeout - EARLY
-        and any(each.at <= canceled <= each.until + RECORDED_AFTER for each in faults)
+    # What arrives soon after a link was down may be the repeat of a CANCEL that was sent meanwhile.
+    down = [each for each in faults if each.kind == "link-down" and canceled <= each.until + T2]
+    begun = min([canceled, *(each.at for each in down if each.at <= canceled)])
+    return begun < invitation.left + evidence.terms.ring_timeout - EARLY and any(
+        each.at <= canceled and begun <= each.until + RECORDED_AFTER for each in faults
     )
 
 

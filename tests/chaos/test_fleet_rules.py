@@ -101,6 +101,17 @@ def test_ringing_of_which_the_service_received_nothing_spends_no_retry() -> None
     assert "rang more often than allowed" not in kinds(lost)
 
 
+def test_a_cancel_may_have_been_sent_first_while_the_link_was_down() -> None:
+    kind = "rang more often than allowed"
+    calls = refused(0.0, "a", 487, after=6.5), refused(20.0, "b", 480)
+    wire = [sent(6.4, "CANCEL"), arrived(0.1, 180, "a"), arrived(20.1, 180, "b")]
+    assert kind in kinds(with_wire(failed(*calls), *wire, is_fleet=True))
+    down = [Fault("link-down", 0.2, 6.0, WORKER)]
+    assert kind not in kinds(with_wire(failed(*calls), *wire, faults=down, is_fleet=True))
+    long_ago = [down[0]._replace(until=2.0)]
+    assert kind in kinds(with_wire(failed(*calls), *wire, faults=long_ago, is_fleet=True))
+
+
 def test_an_invite_is_repeated_while_the_first_response_is_lost() -> None:
     again = ringing(0.0)
     again[0].sent.append(1.5)
