@@ -177,8 +177,10 @@ class Namespaces:
         for machine in self._machines:
             os.close(machine.descriptor)
         self._machines.clear()
-        _set_namespace(self._before)
-        os.close(self._before)
+        try:
+            _set_namespace(self._before)
+        finally:
+            os.close(self._before)
 
 
 class Loopback:
