@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tests.chaos.evidence import Evidence, Invitation
+from tests.chaos.evidence import NO_DATABASE, Evidence, Invitation
 from tests.chaos.rules import finds, numbers, seconds, single, status, story
 
 EARLY: Final = 0.3
@@ -23,6 +23,10 @@ UNREAD: Final = 1.0
 TIMER_B: Final = 32.0
 SCHEDULE: Final = (0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5)
 """Seconds after an INVITE at which it may be repeated over UDP: timer A with T1 = 0.5 s."""
+LOST_AUDIO: Final = 0.5
+"""Seconds of audio that can't be lost where the network carries it."""
+T2: Final = 4.0
+"""Seconds between two repeats of a CANCEL over UDP, at most (RFC 3261, 17.1.2.2)."""
 KNOWN: Final = 1.0
 """Seconds after a call's webhook from which no INVITE of it may come."""
 PERSON_BUSY: Final = frozenset({486, 600, 603})
@@ -94,7 +98,9 @@ def _silent_normal(evidence: Evidence) -> Iterator[str]:
         if status(evidence, placed) != "NORMAL" or not answered:
             continue
         last = answered[-1]
-        if not any(each.packets for each in answered) and last.bye_by == "service":
+        if any(each.packets for each in answered) or last.bye_by != "service":
+            continue
+        if not _audio_lost(evidence, last):
             yield f"call {placed.call_id}: {story(evidence, last)}"
 
 
@@ -184,7 +190,7 @@ def _late_repeat(evidence: Evidence) -> Iterator[str]:
     off the schedule, as when a process that was stopped sends again what was due meanwhile.
     """
     for invitation in evidence.invitations:
-        answered = min((at for at, _ in invitation.responses), default=float("inf"))
+        answered = min((at for at, _ in invitation.received), default=float("inf"))
         for at in invitation.sent[1:]:
             after = at - invitation.left
             off = after - max(each for each in SCHEDULE if each <= after + 0.1)
@@ -228,9 +234,9 @@ def _all_pairs(invitations: Sequence[Invitation]) -> Iterator[tuple[Invitation, 
 def _forgotten(evidence: Evidence, earlier: Invitation, later: Invitation) -> float | None:
     """When a crash made the service forget `earlier` before it knew its final response."""
     settled = earlier.settled_at if earlier.settled_at is not None else float("inf")
-    if evidence.is_fleet and earlier.settled_at is not None:
-        return None  # it was another process that died
-    for death in evidence.deaths():
+    if evidence.is_fleet and earlier.settled_at is not None and not earlier.worker:
+        return None  # it may be another process that died
+    for death in evidence.deaths(earlier.worker):
         if earlier.left <= death < min(settled, later.first):
             return death
     return None
@@ -239,23 +245,26 @@ def _forgotten(evidence: Evidence, earlier: Invitation, later: Invitation) -> fl
 def _cut_off(evidence: Evidence, invitation: Invitation) -> bool:
     """Whether the service died, or was stopped, before it had the final response."""
     until = invitation.settled_at or invitation.end
-    ends = _ends(evidence)
+    worker = invitation.worker
+    ends = [each.at for each in evidence.exits_of(worker)] + evidence.deaths(worker)
     if any(invitation.first <= at <= until + RECORDED_AFTER for at in ends):
         return True
     # It was stopped when the response came, or could not write it, and died before it could.
-    writable = _hidden_until(evidence, until) + RECORDED_AFTER
+    writable = _hidden_until(evidence, worker, until) + RECORDED_AFTER
     return any(until <= at <= writable for at in ends)
 
 
 def _may_be_forgotten(evidence: Evidence, invitation: Invitation) -> bool:
     """Whether the service could not make durable that it rang, or gave the attempt back itself."""
-    rang = invitation.rang_at
-    assert rang is not None
+    rang = next((at for at, code in invitation.received if 180 <= code < 300), None)
+    if rang is None:
+        return True  # every 18x was lost on its way
+    deaths = evidence.deaths(invitation.worker)
     # Also where the service was dead already when the callee began to ring.
-    if any(invitation.left <= death <= rang + RECORDED_AFTER for death in evidence.deaths()):
+    if any(invitation.left <= death <= rang + RECORDED_AFTER for death in deaths):
         return True
-    writable = _hidden_until(evidence, rang) + RECORDED_AFTER
-    if any(rang <= death <= writable for death in evidence.deaths()):
+    writable = _hidden_until(evidence, invitation.worker, rang) + RECORDED_AFTER
+    if any(rang <= death <= writable for death in deaths):
         return True
     if evidence.is_fleet and _lapsed(evidence, invitation):
         return True
@@ -272,33 +281,44 @@ def _lapsed(evidence: Evidence, invitation: Invitation) -> bool:
     As with a drain, whether that spends a retry is for the service to decide.
     """
     canceled = invitation.canceled_at
-    faults = [each for each in evidence.faults if each.kind in _HIDING]
-    return (
-        canceled is not None
-        and canceled < invitation.left + evidence.terms.ring_timeout - EARLY
-        and any(each.at <= canceled <= each.until + RECORDED_AFTER for each in faults)
+    if canceled is None:
+        return False
+    faults = [each for each in evidence.faults_of(invitation.worker) if each.kind in _HIDING]
+    # What arrives soon after a link was down may be the repeat of a CANCEL that was sent meanwhile.
+    down = [each for each in faults if each.kind == "link-down" and canceled <= each.until + T2]
+    begun = min([canceled, *(each.at for each in down if each.at <= canceled)])
+    return begun < invitation.left + evidence.terms.ring_timeout - EARLY and any(
+        each.at <= canceled and begun <= each.until + RECORDED_AFTER for each in faults
     )
 
 
-def _hidden_until(evidence: Evidence, at: float) -> float:
-    """Until when faults in a row kept the service from writing what happened at `at`."""
+def _hidden_until(evidence: Evidence, worker: str, at: float) -> float:
+    """Until when faults in a row kept a worker from writing what happened at `at`."""
     until = at
-    for fault in sorted(evidence.faults, key=lambda fault: fault.at):
+    for fault in sorted(evidence.faults_of(worker), key=lambda fault: fault.at):
         if fault.kind in _HIDING and fault.at - RECORDED_AFTER <= until:
             until = max(until, fault.until)
     return until
 
 
-_HIDING: Final = frozenset({"stop", "db-kill", "db-freeze", "db-full", "db-unwritable"})
+_HIDING: Final = NO_DATABASE | {"stop"}
 """Faults during which ringing can't be made durable."""
 
 
 def _is_uncertain(invitation: Invitation) -> bool:
-    refused = invitation.refused_at
-    if invitation.rang_at is not None or refused is None or invitation.canceled_at:
+    received = invitation.received
+    refused = next((at for at, code in received if code >= 300), None)
+    if refused is None or invitation.canceled_at:
         return False
-    return refused - invitation.responses[0][0] > 4.0
+    if any(180 <= code < 190 for _, code in received):
+        return False
+    return refused - received[0][0] > 4.0
 
 
-def _ends(evidence: Evidence) -> list[float]:
-    return [each.at for each in evidence.exits]
+def _audio_lost(evidence: Evidence, invitation: Invitation) -> bool:
+    """Whether the network may have lost all audio, because it carried less than half a second."""
+    begin, end = invitation.settled_at, invitation.end
+    if begin is None:
+        return False
+    cut = evidence.cut_off(invitation.worker, begin, end)
+    return cut > 0.0 and end - begin - cut < LOST_AUDIO

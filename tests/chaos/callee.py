@@ -36,7 +36,7 @@ GIVE_UP: Final = 32.0
 SILENCE: Final = 15.0
 """Seconds without audio after which the person hangs up."""
 SO_TIMESTAMPNS: Final = 35
-_TIMESPEC: Final = struct.Struct("@qq")
+TIMESPEC: Final = struct.Struct("@qq")
 _COMPACT: Final = {"v": "via", "f": "from", "t": "to", "i": "call-id", "m": "contact"}
 
 Address = tuple[str, int]
@@ -82,6 +82,11 @@ class Message:
         """The transaction's branch."""
         return _parameter(self.get("via"), "branch")
 
+    @property
+    def called(self) -> str:
+        """The user in a request's URI."""
+        return self.start.split()[1].partition(":")[2].partition("@")[0]
+
 
 def _parameter(value: str, name: str) -> str:
     for part in value.split(";")[1:]:
@@ -93,10 +98,6 @@ def _parameter(value: str, name: str) -> str:
 
 def _tag(message: Message) -> str:
     return _parameter(message.get("to"), "tag")
-
-
-def _called(message: Message) -> str:
-    return message.start.split()[1].partition(":")[2].partition("@")[0]
 
 
 @dataclass
@@ -128,7 +129,8 @@ class Dialog:
 class Callee:
     """One SIP socket, a heap of timers, and an RTP socket for each call."""
 
-    def __init__(self, port: int, log: TextIO, ring_timeout: float) -> None:
+    def __init__(self, host: str, port: int, log: TextIO, ring_timeout: float) -> None:
+        self._host = host
         self._log = log
         self._ring_timeout = ring_timeout
         self._selector = selectors.DefaultSelector()
@@ -145,7 +147,7 @@ class Callee:
         self._sip.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self._sip.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self._sip.setblocking(False)
-        self._sip.bind(("127.0.0.1", port))
+        self._sip.bind((host, port))
         self._port = self._sip.getsockname()[1]
 
     def run(self) -> None:
@@ -188,7 +190,7 @@ class Callee:
             at = time.monotonic()
             for _, kind, value in ancillary:
                 if kind == SO_TIMESTAMPNS:
-                    seconds, nanoseconds = _TIMESPEC.unpack(value)
+                    seconds, nanoseconds = TIMESPEC.unpack(value)
                     at += seconds + nanoseconds * 1e-9 - time.time()
             with contextlib.suppress(ValueError):
                 self._receive(Message.parse(data), source, at)
@@ -232,7 +234,7 @@ class Callee:
         elif what == "SIP/2.0" and message.branch in self._byes:
             self._bye_answered(self._byes[message.branch], message, at)
         elif what == "INVITE" and not _tag(message):
-            self._write("invite", at, dropped=True, number=_called(message), **names)
+            self._write("invite", at, dropped=True, number=message.called, **names)
         else:
             self._write("dropped", at, what=what)
 
@@ -255,7 +257,7 @@ class Callee:
             if known.response:
                 self._sip.sendto(known.response, known.source)
             return
-        number = _called(message)
+        number = message.called
         earlier = self._invitations.get(number, 0)
         refused = at < self._refuse_until
         if not refused:
@@ -297,7 +299,7 @@ class Callee:
         dialog.state = "answered"
         audio = dialog.audio = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         audio.setblocking(False)
-        audio.bind(("127.0.0.1", 0))
+        audio.bind((self._host, 0))
         self._selector.register(audio, selectors.EVENT_READ, lambda: self._read_audio(dialog))
         self._respond(dialog, 200, body=self._session(dialog))
         self._repeat(dialog, "answered", T1, time.monotonic() + GIVE_UP)
@@ -389,7 +391,7 @@ class Callee:
         request = "\r\n".join(
             [
                 f"BYE {target} SIP/2.0",
-                f"Via: SIP/2.0/UDP 127.0.0.1:{self._port};branch={branch};rport",
+                f"Via: SIP/2.0/UDP {self._host}:{self._port};branch={branch};rport",
                 "Max-Forwards: 70",
                 f"From: {invite.get('to')};tag={dialog.tag}",
                 f"To: {invite.get('from')}",
@@ -430,7 +432,7 @@ class Callee:
         assert dialog.audio is not None
         port = dialog.audio.getsockname()[1]
         return (
-            "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+            f"v=0\r\no=- 1 1 IN IP4 {self._host}\r\ns=-\r\nc=IN IP4 {self._host}\r\nt=0 0\r\n"
             f"m=audio {port} RTP/AVP 8\r\na=rtpmap:8 PCMA/8000\r\na=ptime:20\r\n"
         )
 
@@ -455,7 +457,7 @@ class Callee:
         lines += [f"Via: {via}" for via in request.all("via")]
         lines += [f"From: {request.get('from')}", f"To: {to_header}"]
         lines += [f"Call-ID: {request.get('call-id')}", f"CSeq: {request.get('cseq')}"]
-        lines += [f"Contact: <sip:callee@127.0.0.1:{self._port}>", *headers]
+        lines += [f"Contact: <sip:callee@{self._host}:{self._port}>", *headers]
         if body:
             lines.append("Content-Type: application/sdp")
         lines += [f"Content-Length: {len(body)}", "", body]
@@ -474,14 +476,15 @@ class Callee:
 
 
 def main() -> None:
-    """The process: answers calls at a port of 127.0.0.1 until stdin ends."""
+    """The process: answers calls at one address until stdin ends."""
     parser = argparse.ArgumentParser(description="A SIP callee that logs all it receives.")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--ring-timeout", type=float, required=True)
     given = parser.parse_args()
     with given.log.open("w") as log:
-        Callee(given.port, log, given.ring_timeout).run()
+        Callee(given.host, given.port, log, given.ring_timeout).run()
 
 
 if __name__ == "__main__":

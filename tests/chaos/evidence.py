@@ -10,7 +10,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+NO_CARRIER: Final = frozenset({"carrier-cut", "link-down"})
+"""Faults during which a worker can't reach the carrier."""
+NO_DATABASE: Final = frozenset(
+    {"db-kill", "db-freeze", "db-full", "db-unwritable", "db-cut", "link-down"}
+)
+"""Faults during which a process can't write to the database."""
+SERVER: Final = "server"
+"""The detail of a fault of the database server, which all processes feel."""
 
 
 @dataclass(slots=True)
@@ -22,16 +31,23 @@ class Invitation:
     number: str
     """Its last ten digits, as in `Placed`."""
     plan: str = ""
+    branch: str = ""
+    """The transaction's branch."""
+    worker: str = ""
+    """The worker that sent it, where its datagrams were captured."""
     sent: list[float] = field(default_factory=list)
     """When each copy of the INVITE arrived; the first is the request itself."""
     dropped: list[float] = field(default_factory=list)
-    """When a copy was sent that the callee dropped."""
+    """When a copy was sent that the callee dropped, or that the network lost."""
     responses: list[tuple[float, int]] = field(default_factory=list)
+    """Those that the callee sent."""
+    reached: list[tuple[float, int]] | None = None
+    """Those that reached the service; None where this was not captured."""
     known: list[float] = field(default_factory=list)
     """When the service showed that it knew the final response or the end: by its ACK, its BYE, or
-    200 to the callee's BYE; also where the callee dropped that."""
+    200 to the callee's BYE; also where that was dropped or lost."""
     hung_up_at: float | None = None
-    """When the service first sent BYE, also where the callee dropped it."""
+    """When the service first sent BYE, also where it was dropped or lost."""
     canceled_at: float | None = None
     audio_at: float | None = None
     """When its first RTP packet arrived."""
@@ -61,6 +77,11 @@ class Invitation:
     def rang_at(self) -> float | None:
         """When the callee first said that it rings."""
         return next((at for at, code in self.responses if 180 <= code < 190), None)
+
+    @property
+    def received(self) -> list[tuple[float, int]]:
+        """The responses that reached the service, as far as is known."""
+        return self.responses if self.reached is None else self.reached
 
     @property
     def answered_at(self) -> float | None:
@@ -122,6 +143,8 @@ class Exit(NamedTuple):
     followed, or "by itself"."""
     seconds: float = 0.0
     """From SIGTERM to the end."""
+    name: str = ""
+    """The process, where there are several."""
 
 
 class Event(NamedTuple):
@@ -180,6 +203,12 @@ class Evidence:
     """Answers of the API that it must never give, such as 500."""
     log: list[str] = field(default_factory=list)
     """The lines of the service's log."""
+    lost_invites: list[float] = field(default_factory=list)
+    """When an INVITE was sent of which no copy reached the callee."""
+    taken_over: list[tuple[str, float]] = field(default_factory=list)
+    """The workers whose lease others have ended, and when they recovered its calls."""
+    workers: frozenset[str] = frozenset()
+    """The names of the workers, where there are several."""
     begun: float = 0.0
     ended: float = 0.0
     is_fleet: bool = False
@@ -199,9 +228,31 @@ class Evidence:
             found[placed.number].append(placed)
         return found
 
-    def deaths(self) -> list[float]:
-        """When the service died without being able to clean up."""
-        return sorted(each.at for each in self.exits if each.why != "term")
+    def exits_of(self, worker: str) -> list[Exit]:
+        """The ends of a worker, or of every process where it is not known which one."""
+        return [each for each in self.exits if not worker or each.name in ("", worker)]
+
+    def faults_of(self, worker: str) -> list[Fault]:
+        """The faults that a worker feels, or all where it is not known which one."""
+        return [each for each in self.faults if not worker or each.detail in (worker, SERVER)]
+
+    def deaths(self, worker: str = "") -> list[float]:
+        """When a worker, or any process, died, or its calls were taken from it as if it had."""
+        taken = [at for name, at in self.taken_over if worker in ("", name)]
+        died = [each.at for each in self.exits_of(worker) if each.why != "term"]
+        return sorted(taken + died)
+
+    def cut_off(self, worker: str, begin: float, end: float) -> float:
+        """Seconds between two moments in which a worker and the carrier could not reach each other.
+
+        Of faults that overlap, the longest counts.
+        """
+        spans = [
+            min(fault.until, end) - max(fault.at, begin)
+            for fault in self.faults
+            if fault.detail == worker and fault.kind in NO_CARRIER
+        ]
+        return max([0.0, *spans])
 
 
 def digits_of(number: str) -> str:
@@ -219,7 +270,8 @@ def read_callee_log(lines: Iterable[str]) -> list[Invitation]:
         key = entry["call"], entry["branch"]
         if key not in found:
             number = digits_of(entry["number"])
-            found[key] = Invitation(entry["call"], number, entry.get("plan", ""))
+            call, branch = key
+            found[key] = Invitation(call, number, entry.get("plan", ""), branch)
         _add(found[key], entry)
     return [invitation for invitation in found.values() if invitation.sent]
 

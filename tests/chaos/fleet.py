@@ -1,10 +1,11 @@
 """`python -m tests.chaos.fleet`: several workers and API processes while faults are injected.
 
-Three dialer processes with data_dirs of their own and two API processes share one PostgreSQL; one
-callee counts what reaches it, as a carrier does. Each process reaches the database through a relay
-of its own, which can hold back everything, as a network that is cut off. Workers are killed, cut
-off, and stopped beyond their lease; an API process is killed; the server is killed and started
-again. The rules of a run with one process hold, and those of the limits of all workers together.
+Three workers, two API processes, PostgreSQL, an S3 server and a carrier, which is a callee that
+counts what reaches it, run on a machine each: in network namespaces joined by a router, or where
+these can't be made, all on loopback. Workers are killed, stopped beyond their lease, and cut off:
+from the database, from the carrier, or from both as their link is down. An API process is killed;
+the server is killed and started again. The rules of a run with one process hold, and those of the
+limits of all workers together.
 
 The same seed gives the same calls and the same sequence of faults.
 """
@@ -12,109 +13,67 @@ The same seed gives the same calls and the same sequence of faults.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import bisect
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bitel.demo.stage import WITHOUT_LIMITS, free_port
 from tests.chaos import run as one
 from tests.chaos.api import Api
-from tests.chaos.checks import Violation, check
-from tests.chaos.evidence import Evidence, Exit, Fault, Terms, read_callee_file
+from tests.chaos.checks import check
+from tests.chaos.evidence import SERVER, Evidence, Exit, Fault, Terms, read_callee_file
+from tests.chaos.fleet_rules import check_fleet, taken_over
+from tests.chaos.network import Machine, Network, new_network
 from tests.chaos.processes import Service, wait_for
+from tests.chaos.report import write_faults
 from tests.chaos.storage import PostgresStorage
 from tests.chaos.webhooks import Receiver, receiving
+from tests.chaos.wire import add_wire
+from tests.support.s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
 
 WORKERS: Final = 3
 APIS: Final = 2
-CHANNELS: Final = 40
-RATE: Final = 20
-CONTINUES: Final = 10.0
-"""Seconds in which others notice that a worker is dead."""
 RTP_PORTS: Final = 300
-"""Of each worker."""
+"""Of each worker, at least."""
 TERMS: Final = Terms()
-FAULTS: Final = ("kill", "kill", "stop", "stop", "cut", "cut", "api-kill", "db-kill")
+FAULTS: Final = (
+    *("kill", "kill", "stop", "stop", "db-cut", "db-cut"),
+    *("carrier-cut", "carrier-cut", "link-down", "link-down", "api-kill", "db-kill"),
+)
 ENDED_LEASE: Final = "ended its lease, so this one stops"
-
-
-class Relay:
-    """Passes a process's connections on to the server's Unix socket, unless it is cut off."""
-
-    def __init__(self, folder: Path, server: Path) -> None:
-        folder.mkdir()
-        self.folder = folder
-        self._server = server
-        self._open = asyncio.Event()
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self._ready.wait()
-
-    def cut(self, seconds: float) -> None:
-        """Hold back all that is sent, in both directions; blocks for so long."""
-        self._loop.call_soon_threadsafe(self._open.clear)
-        time.sleep(seconds)
-        self._loop.call_soon_threadsafe(self._open.set)
-
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
-
-    async def _serve(self) -> None:
-        self._open.set()
-        path = self.folder / ".s.PGSQL.5432"
-        server = await asyncio.start_unix_server(self._connected, path)
-        self._ready.set()
-        await server.serve_forever()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._open.wait()
-        try:
-            to = await asyncio.open_unix_connection(str(self._server / ".s.PGSQL.5432"))
-        except OSError:
-            writer.close()
-            return
-        passing = [
-            asyncio.create_task(self._passed(reader, to[1])),
-            asyncio.create_task(self._passed(to[0], writer)),
-        ]
-        await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
-        for each in (writer, to[1]):
-            each.close()
-        for task in passing:
-            task.cancel()
-
-    async def _passed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                await self._open.wait()
-                writer.write(data)
-                await writer.drain()
 
 
 @dataclass
 class Member:
-    """A process of the fleet, and its way to the database."""
+    """A process of the fleet, and the machine that it runs on."""
 
     name: str
     service: Service
-    relay: Relay
+    machine: Machine
+
+
+@dataclass
+class Surroundings:
+    """What the processes of the fleet use."""
+
+    network: Network
+    storage: PostgresStorage
+    database: Machine
+    objects: S3Server
+    carrier: Machine
+    carrier_port: int
 
 
 @dataclass
@@ -138,8 +97,13 @@ class Options:
     seed: int
     rate: float
     """Calls that are placed in a second."""
+    channels: int = 40
+    """The setting `max_channels`."""
+    calls_per_second: int = 20
+    """The setting of that name."""
     gap: float = 6.0
     """Mean seconds from one fault to the next."""
+    on_loopback: bool = False
 
     @property
     def duration(self) -> float:
@@ -149,15 +113,22 @@ class Options:
 
 def run(options: Options, folder: Path, say: one.Say) -> Evidence:
     """Carry out a run in a folder, and return its evidence."""
+    plain = one.Options(options.calls, options.seed, duration=options.duration, terms=TERMS)
     with contextlib.ExitStack() as stack:
-        storage = PostgresStorage(folder / "disk", 400 + options.calls // 20)
-        stack.callback(storage.close)
-        receiver = stack.enter_context(receiving())
-        callee_port = free_port()
-        plain = one.Options(options.calls, options.seed, duration=options.duration, terms=TERMS)
-        callee = stack.enter_context(one._callee(plain, folder, callee_port))
-        fleet = start(options, folder, storage, callee_port, stack)
+        network = new_network(options.on_loopback)
+        stack.callback(network.close)
+        say(f"faults of the network: {', '.join(sorted(network.faults))}")
+        receiver = stack.enter_context(receiving(network.address))
+        carrier, carrier_port = network.machine("carrier"), free_port()
+        with carrier.entered():
+            callee = stack.enter_context(one._callee(plain, folder, carrier_port, carrier.address))
+        around = surroundings(options, folder, network, carrier, carrier_port, stack)
+        fleet = start(options, folder, around, stack)
+        capture = network.capture([each.machine for each in fleet.workers], carrier_port)
+        if capture is not None:
+            stack.callback(capture.close)
         evidence = Evidence(TERMS, begun=time.monotonic(), is_fleet=True)
+        evidence.workers = frozenset(each.name for each in fleet.workers)
         config = folder / "api1" / "bitel.toml"
         project = one._command(config, "project", "create", "fleet", *WITHOUT_LIMITS)
         more = (f"--balance={one.BALANCE}", f"--webhook={receiver.url}")
@@ -168,87 +139,115 @@ def run(options: Options, folder: Path, say: one.Say) -> Evidence:
             api.authorise(token)
             stack.callback(api.close)
         voice = apis[0].recording(one.RECORDING)
-        injector = Injector(fleet, storage, options.seed)
+        injector = Injector(fleet, around, options.seed)
         injecting = threading.Thread(target=injector.run, args=(options,), daemon=True)
         injecting.start()
         place(options, plain, apis, voice, evidence, say)
         injecting.join()
+        if injector.failed:
+            raise injector.failed[0]
         say(f"{len(evidence.placed)} calls placed, {len(injector.done)} faults injected")
-        await_finals(plain, apis[0], evidence, receiver, say)
+        await_finals(options, plain, apis[0], evidence, receiver, say)
         one._require(callee)
         one._read_api(apis[0], evidence)
         for member in fleet.members:
             member.service.stop()
-        one._read_database(storage, evidence)
+        one._read_database(around.storage, evidence)
         assert callee.stdin is not None
         callee.stdin.close()
         callee.wait(30.0)
         evidence.ended = time.monotonic()
         evidence.faults = injector.done
-        evidence.exits = [each for m in fleet.members for each in exits_of(m.service)]
+        evidence.exits = [each for member in fleet.members for each in exits_of(member)]
         evidence.log = [line for member in fleet.members for line in member.service.log]
+        pids = {pid: worker.name for worker in fleet.workers for pid in worker.service.pids}
+        evidence.taken_over = list(taken_over(evidence.log, pids))
         evidence.events = list(receiver.events)
         evidence.http_problems += [problem for api in apis for problem in api.problems]
         evidence.invitations = read_callee_file(folder / "callee.jsonl")
+        if capture is not None:
+            capture.close()
+            evidence.lost_invites = add_wire(evidence.invitations, capture.datagrams)
+            capture.write(folder / "wire.jsonl")
     return evidence
 
 
-def exits_of(service: Service) -> Iterator[Exit]:
+def exits_of(member: Member) -> Iterator[Exit]:
     """The ends of a process; that of a worker whose lease others have ended is no fault of its."""
-    lost = sum(ENDED_LEASE in line for line in service.log if line.startswith("bitel: "))
-    for each in service.exits:
+    lost = sum(ENDED_LEASE in line for line in member.service.log if line.startswith("bitel: "))
+    for each in member.service.exits:
         if each.why == "by itself" and each.status == 1 and lost:
             lost -= 1
-            yield each._replace(why="lease ended")
+            yield each._replace(why="lease ended", name=member.name)
         else:
-            yield each
+            yield each._replace(name=member.name)
+
+
+def surroundings(
+    options: Options, folder: Path, network: Network, carrier: Machine, carrier_port: int,
+    stack: contextlib.ExitStack,
+) -> Surroundings:  # fmt: skip
+    """Start the database server and the object store."""
+    database, objects = network.machine("database"), network.machine("objects")
+    address = database.address if network.is_separate else ""
+    megabytes = 400 + options.calls // 20
+    storage = PostgresStorage(folder / "disk", megabytes, address, database.entered)
+    stack.callback(storage.close)
+    with objects.entered():
+        server = stack.enter_context(s3_server(folder / "s3", objects.address))
+    return Surroundings(network, storage, database, server, carrier, carrier_port)
 
 
 def start(
-    options: Options, folder: Path, storage: PostgresStorage, callee: int,
-    stack: contextlib.ExitStack,
-) -> Fleet:  # fmt: skip
+    options: Options, folder: Path, around: Surroundings, stack: contextlib.ExitStack
+) -> Fleet:
     """Start all processes, and wait until they are ready."""
     chance = random.Random(options.seed + 2)
     fleet = Fleet()
-    first_rtp = random.Random(callee).randrange(10_000, 16_000, 2)
-    server = Path(storage._socket_folder)
-    (folder / "voices").mkdir()
+    rtp = random.Random(around.carrier_port).randrange(10_000, 14_000, 2)
     for number in range(APIS + WORKERS):
         is_api = number < APIS
         name = f"api{number + 1}" if is_api else f"worker{number - APIS + 1}"
-        place_of = folder / name
-        (place_of / "data").mkdir(parents=True)
-        (place_of / "data" / "voices").symlink_to(folder / "voices")
-        relay = Relay(Path(tempfile.mkdtemp(prefix="bitel-relay-")) / "s", server)
-        stack.callback(shutil.rmtree, relay.folder.parent, ignore_errors=True)
-        url = re.sub(r"host=[^&]+", f"host={relay.folder}", storage.url)
-        http, rtp = free_port(), first_rtp + RTP_PORTS * number
-        (place_of / "bitel.toml").write_text(settings(place_of, url, http, callee, rtp))
+        machine = around.network.machine(name)
+        config = folder / name / "bitel.toml"
+        (config.parent / "data").mkdir(parents=True)
+        http = free_port()
+        span = max(RTP_PORTS, 4 * options.channels)
+        config.write_text(settings(options, config.parent, machine, around, http, rtp, span))
+        rtp += span
         # Some come back before others notice their death, some after.
         service = Service(
-            place_of / "bitel.toml", TERMS.drain_timeout,
-            ["--only=api" if is_api else "--only=dialer"],
-            lambda: chance.choice((0.5, 1.0, 12.0)),
+            config, TERMS.drain_timeout, ["--only=api" if is_api else "--only=dialer"],
+            lambda: chance.choice((0.5, 1.0, 12.0)), machine.entered,
         )  # fmt: skip
         stack.callback(service.abandon)
         service.start()
         if not service.wait_ready(60.0):
-            raise RuntimeError(f"{name} did not start; see {place_of / 'serve.log'}")
-        (fleet.apis if is_api else fleet.workers).append(Member(name, service, relay))
+            raise RuntimeError(f"{name} did not start; see {config.with_name('serve.log')}")
+        (fleet.apis if is_api else fleet.workers).append(Member(name, service, machine))
         if is_api:
-            fleet.urls.append(f"http://127.0.0.1:{http}")
+            fleet.urls.append(f"http://{machine.address}:{http}")
     return fleet
 
 
-def settings(folder: Path, url: str, http: int, callee: int, rtp: int) -> str:
+def settings(
+    options: Options, folder: Path, machine: Machine, around: Surroundings, http: int, rtp: int,
+    rtp_ports: int,
+) -> str:  # fmt: skip
     """The settings of a process."""
     return f"""\
 data_dir = "{folder / "data"}"
-database_url = "{url}"
+database_url = "{around.network.database_url(machine, around.storage)}"
+storage_url = "s3://{BUCKET}/calls"
 drain_timeout = {TERMS.drain_timeout}
 webhook_allow_private = true
+[s3]
+endpoint = "{around.objects.endpoint}"
+access_key_id = "{KEY}"
+secret_access_key = "{SECRET}"
+allow_http = true
 [http]
+host = "{machine.address}"
 port = {http}
 [traces]
 megabytes = 2
@@ -258,25 +257,29 @@ per_minute = 60
 increment = 1
 [[dialers]]
 id = "main"
-trunks = ["sip:127.0.0.1:{callee}"]
-bind = "127.0.0.1:{free_port()}"
-rtp_ports = "{rtp}-{rtp + RTP_PORTS - 1}"
+trunks = ["sip:{around.carrier.address}:{around.carrier_port}"]
+bind = "{machine.address}:{free_port()}"
+rtp_ports = "{rtp}-{rtp + rtp_ports - 1}"
 caller_id = "02191000000"
 ring_timeout = {TERMS.ring_timeout}
 ping_interval = 2
-max_channels = {CHANNELS}
-calls_per_second = {RATE}
+max_channels = {options.channels}
+calls_per_second = {options.calls_per_second}
 """
 
 
 class Injector:
-    """Injects faults one after the other, each into a member that is well."""
+    """Injects faults one after the other. A link has one fault of the network at a time."""
 
-    def __init__(self, fleet: Fleet, storage: PostgresStorage, seed: int) -> None:
+    def __init__(self, fleet: Fleet, around: Surroundings, seed: int) -> None:
         self.done: list[Fault] = []
+        self.failed: list[BaseException] = []
         self._fleet = fleet
-        self._storage = storage
+        self._around = around
         self._random = random.Random(seed)
+        self._links = {each.name: threading.Lock() for each in fleet.workers}
+        elsewhere = {"link-down", "db-cut", "carrier-cut"} - around.network.faults
+        self._kinds = [kind for kind in FAULTS if kind not in elsewhere]
 
     def run(self, options: Options) -> None:
         """Inject faults for the duration of the run, then wait until all are over."""
@@ -284,43 +287,59 @@ class Injector:
         running: list[threading.Thread] = []
         while True:
             wait = self._random.uniform(0.3 * options.gap, 1.7 * options.gap)
-            kind = self._random.choice(FAULTS)
+            kind = self._random.choice(self._kinds)
             which = self._random.randrange(WORKERS * APIS)
             seconds = self._random.uniform(2.0, 14.0)
             if time.monotonic() + wait > until:
                 break
             time.sleep(wait)
-            thread = threading.Thread(target=self._inject, args=(kind, which, seconds))
+            thread = threading.Thread(target=self._inject_or_fail, args=(kind, which, seconds))
             thread.start()
             running.append(thread)
         for each in running:
             each.join()
 
+    def _inject_or_fail(self, kind: str, which: int, seconds: float) -> None:
+        try:
+            self._inject(kind, which, seconds)
+        except BaseException as error:
+            self.failed.append(error)
+
     def _inject(self, kind: str, which: int, seconds: float) -> None:
         worker = self._fleet.workers[which % WORKERS]
         api = self._fleet.apis[which % APIS]
-        begun = time.monotonic()
-        if kind == "kill":
-            worker.service.kill()
-            self._note(kind, begun, worker.name)
-        elif kind == "api-kill":
-            api.service.kill()
-            self._note(kind, begun, api.name)
-        elif kind == "stop":
-            worker.service.signal(signal.SIGSTOP)
-            time.sleep(seconds)
-            worker.service.signal(signal.SIGCONT)
-            self._note(kind, begun, worker.name)
-        elif kind == "cut":
-            worker.relay.cut(seconds)
-            # What could not be written then is like that of a server that is frozen.
-            self._note("db-freeze", begun, worker.name)
-        else:
-            self._storage.faults()["db-kill"](min(seconds, 4.0))
-            self._note(kind, begun, "server")
+        with self._links[worker.name] if kind in _OF_A_LINK else contextlib.nullcontext():
+            begun = time.monotonic()
+            detail = worker.name
+            if kind == "kill":
+                # A process that is not ready yet has no lease, and no death to be noticed.
+                kind = kind if worker.service.is_ready else "kill-starting"
+                worker.service.kill()
+            elif kind == "stop":
+                worker.service.signal(signal.SIGSTOP)
+                time.sleep(seconds)
+                worker.service.signal(signal.SIGCONT)
+            elif kind in _OF_A_LINK:
+                self._cut_off(kind, worker.machine, seconds)
+            elif kind == "api-kill":
+                api.service.kill()
+                detail = api.name
+            else:
+                self._around.storage.faults()["db-kill"](min(seconds, 4.0))
+                detail = SERVER
+            self.done.append(Fault(kind, begun, time.monotonic(), detail))
 
-    def _note(self, kind: str, begun: float, name: str) -> None:
-        self.done.append(Fault(kind, begun, time.monotonic(), name))
+    def _cut_off(self, kind: str, machine: Machine, seconds: float) -> None:
+        network = self._around.network
+        if kind == "link-down":
+            network.take_down(machine, seconds)
+        elif kind == "db-cut":
+            network.cut(machine, self._around.database, seconds)
+        else:
+            network.cut(machine, self._around.carrier, seconds)
+
+
+_OF_A_LINK: Final = ("link-down", "db-cut", "carrier-cut")
 
 
 def place(
@@ -347,73 +366,14 @@ def place(
 
 
 def await_finals(
-    plain: one.Options, api: Api, evidence: Evidence, receiver: Receiver, say: one.Say
-) -> None:
+    options: Options, plain: one.Options, api: Api, evidence: Evidence, receiver: Receiver,
+    say: one.Say,
+) -> None:  # fmt: skip
     """Wait until each call is final and its webhook has come; the rate may need a while."""
     wanted = {placed.call_id for placed in evidence.placed}
-    backlog = len(wanted) / RATE
+    backlog = len(wanted) / options.calls_per_second
     wait_for(lambda: wanted <= receiver.calls(), backlog, 0.5)
     one._await_finals(plain, api, evidence, receiver, say)
-
-
-# The rules of several workers
-
-
-def over_the_rate(evidence: Evidence) -> Iterator[Violation]:
-    """New INVITEs of all workers in a sliding second: the rate and one more, at most."""
-    begun = sorted(each.left for each in evidence.invitations)
-    for number, at in enumerate(begun):
-        count = bisect.bisect_left(begun, at + 1.0) - number
-        if count > RATE + 1:
-            when = at - evidence.begun
-            yield Violation("rate exceeded", f"{count} INVITEs in the second from {when:.2f}")
-            return
-
-
-def over_the_channels(evidence: Evidence) -> Iterator[Violation]:
-    """Calls at once, as the carrier counts them."""
-    steps: list[tuple[float, int]] = []
-    for each in evidence.invitations:
-        end = each.sent[-1] if each.silent else each.end
-        steps += [(each.left, 1), (min(end, evidence.ended), -1)]
-    busy = most = 0
-    when = 0.0
-    for at, step in sorted(steps):
-        busy += step
-        if busy > most:
-            most, when = busy, at
-    if most > CHANNELS:
-        yield Violation("channels exceeded", f"{most} calls at once at {when - evidence.begun:.1f}")
-
-
-def noticed_late(evidence: Evidence, now: Callable[[], float] = time.time) -> Iterator[Violation]:
-    """After the death of a worker others, or its next process, take its calls within 10 s."""
-    offset = now() - time.monotonic()
-    taken = sorted(
-        stamp - offset
-        for line in evidence.log
-        if " worker_dead " in line or " recovered " in line or " ready " in f"{line} "
-        for stamp in [stamp_of(line)]
-        if stamp is not None
-    )
-    broken = [each for each in evidence.faults if each.kind.startswith("db-")]
-    for fault in evidence.faults:
-        if fault.kind != "kill":
-            continue
-        after = [at for at in taken if at > fault.at]
-        limit = fault.at + CONTINUES
-        disturbed = any(b.at - 1 <= limit and b.until + CONTINUES >= fault.at for b in broken)
-        if not disturbed and (not after or after[0] > limit + 1.0):
-            yield Violation(
-                "death noticed late", f"{fault.detail} at {fault.at - evidence.begun:.1f}"
-            )
-
-
-def stamp_of(line: str) -> float | None:
-    """The time at the beginning of a line of the log, in Unix seconds."""
-    with contextlib.suppress(ValueError, IndexError):
-        return datetime.fromisoformat(line.split()[0].replace("Z", "+00:00")).timestamp()
-    return None
 
 
 def main() -> int:
@@ -422,6 +382,10 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=8.0, help="calls placed in a second")
+    parser.add_argument("--channels", type=int, default=40, help="max_channels of the dialer")
+    parser.add_argument("--calls-per-second", type=int, default=20, help="of the dialer")
+    parser.add_argument("--gap", type=float, default=6.0, help="mean seconds between two faults")
+    parser.add_argument("--loopback", action="store_true", help="make no network namespaces")
     parser.add_argument("--keep", action="store_true", help="keep the logs")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -433,20 +397,22 @@ def main() -> int:
         print(f"{time.monotonic() - begun:7.1f}  {line}", file=sys.stderr, flush=True)
 
     say(f"logs in {folder}")
-    evidence = run(Options(given.calls, given.seed, given.rate), folder, say)
+    options = Options(
+        given.calls, given.seed, given.rate, given.channels, given.calls_per_second, given.gap,
+        given.loopback,
+    )  # fmt: skip
+    evidence = run(options, folder, say)
+    write_faults(evidence, folder / "faults.jsonl")
     violations = [
         *check(evidence),
-        *over_the_rate(evidence),
-        *over_the_channels(evidence),
-        *noticed_late(evidence),
+        *check_fleet(evidence, options.calls_per_second, options.channels),
     ]
     for violation in violations:
         print(f"{violation.kind}: {violation.evidence}")
-    kinds: dict[str, Any] = {}
-    for fault in evidence.faults:
-        kinds[fault.kind] = kinds.get(fault.kind, 0) + 1
+    kinds = dict(sorted(Counter(fault.kind for fault in evidence.faults).items()))
     print(
-        f"{len(evidence.placed)} calls, {len(evidence.invitations)} INVITEs, faults {kinds}, "
+        f"{len(evidence.placed)} calls, {len(evidence.invitations)} INVITEs, "
+        f"{len(evidence.lost_invites)} lost, {len(evidence.faults)} faults {kinds}, "
         f"{len(violations)} violations"
     )
     if violations or given.keep:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tests.chaos.evidence import Exit
@@ -67,12 +68,19 @@ class Service:
         drain_timeout: float,
         options: Sequence[str] = (),
         delay: Callable[[], float] = lambda: RESTART_DELAY,
+        machine: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """`options` are of `bitel serve`; `delay` gives the seconds until it is started again."""
+        """`options` are of `bitel serve`; `delay` gives the seconds until it is started again.
+
+        `machine` is entered by the thread that starts it; see `Machine.entered`.
+        """
         self.exits: list[Exit] = []
         self.log: list[str] = []
+        self.pids: set[int] = set()
+        """Of all processes that were started."""
         self._options = options
         self._delay = delay
+        self._machine = machine
         self._config = config
         self._patience = drain_timeout + 40.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -145,21 +153,8 @@ class Service:
         while not self._is_over:
             self._ready.clear()
             self._asked = ("by itself", 0.0)
-            process = self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "bitel.cli",
-                    "serve",
-                    f"--config={self._config}",
-                    *self._options,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=environment(),
-                cwd=self._config.parent,
-            )
+            process = self._process = self._begin()
+            self.pids.add(process.pid)
             reader = threading.Thread(target=self._read_log, args=(process,), daemon=True)
             reader.start()
             status = process.wait()
@@ -168,6 +163,18 @@ class Service:
             self.exits.append(Exit(now, status, why, now - since if since else 0.0))
             if not self._is_over:
                 time.sleep(self._delay())
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        command = (sys.executable, "-m", "bitel.cli", "serve", f"--config={self._config}")
+        with self._machine():
+            return subprocess.Popen(
+                (*command, *self._options),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment(),
+                cwd=self._config.parent,
+            )
 
     def _read_log(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None

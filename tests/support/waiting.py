@@ -47,8 +47,10 @@ def wait_until(
         time.sleep(4 * POLL)
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once a server takes connections at a loopback port.
+def wait_for_port(
+    port: int, process: subprocess.Popen[bytes], log: Path, host: str = "127.0.0.1"
+) -> None:
+    """Return once a server takes connections at a port of this machine.
 
     Raises AssertionError with its log where it ends before, or takes longer than 20 s.
     """
@@ -58,7 +60,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
 
     def listens() -> bool:
         assert process.poll() is None, said()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        with contextlib.suppress(OSError), socket.create_connection((host, port)):
             return True
         return False
 

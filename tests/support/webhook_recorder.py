@@ -52,7 +52,7 @@ class Receiver:
 
 
 @contextmanager
-def receiving(take: Callable[[Event], None]) -> Iterator[str]:
+def receiving(take: Callable[[Event], None], host: str = "127.0.0.1") -> Iterator[str]:
     """Hand each POST to `take`, in a thread of its own, and answer 204; yields the URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -67,12 +67,12 @@ def receiving(take: Callable[[Event], None]) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             """Keep the test's output clean."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer((host, 0), Handler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/events"
+            yield f"http://{host}:{server.server_port}/events"
         finally:
             server.shutdown()
             thread.join()

@@ -49,7 +49,13 @@ _POSTGRES_PARAMETERS: Final = {
     "plan_cache_mode": "force_generic_plan",
 }
 _SHOWN: Final = {"60s": "1min"}
-_READ_ONLY: Final = {"default_transaction_read_only": "on"}
+_OF_ROLE: Final[Mapping[Role, Mapping[str, str]]] = {
+    # A process that is cut off or stopped in a transaction keeps its locks until the server ends
+    # its session. Others wait for these locks to renew their leases, which lapse after 5 s.
+    "writer": {"idle_in_transaction_session_timeout": "3s"},
+    "reader": {"default_transaction_read_only": "on"},
+    "migration": {},
+}
 
 # Memory-mapped reads stay off: with them an I/O error would end the process by SIGBUS.
 _SQLITE_PRAGMAS: Final = (
@@ -106,7 +112,7 @@ def make_engine(url: URL, role: Role) -> Engine:
     """
     if is_sqlite(url):
         return _sqlite_engine(url, role)
-    parameters = _POSTGRES_PARAMETERS | (_READ_ONLY if role == "reader" else {})
+    parameters = {**_POSTGRES_PARAMETERS, **_OF_ROLE[role]}
     arguments = {
         "application_name": "bitel",
         "connect_timeout": 5,
@@ -138,7 +144,7 @@ def _support_poolers(engine: Engine, parameters: Mapping[str, str]) -> None:
     begin = "BEGIN" + "".join(
         f"; SET LOCAL {name} = '{value}'" for name, value in parameters.items()
     )
-    if parameters.keys() & _READ_ONLY.keys():
+    if "default_transaction_read_only" in parameters:
         begin = begin.replace("BEGIN", "BEGIN READ ONLY", 1)
 
     @event.listens_for(engine, "do_connect")
