@@ -95,6 +95,7 @@ ENDPOINTS: dict[str, tuple[str, ...]] = {
     "reliable": ("100rel=required",),
     "timers": ("timers=required", "timers_min_se=90", "timers_sess_expires=90"),
     "info": ("dtmf_mode=info",),
+    "inband": ("dtmf_mode=inband",),
     "nat": ("force_rport=yes", "rewrite_contact=yes"),
     "ulaw": ("allow=!all,ulaw",),
     "gsm": ("allow=!all,gsm",),

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bitel.client import CallDetails, Client
 from bitel.demo.play import read_wav
 from bitel.demo.stage import Stage, free_port
 from bitel.domain.attempts import Outcome
@@ -29,7 +31,7 @@ from tests.peers.asterisk_phone import (
 )
 from tests.peers.baresip_phone import baresip_phone
 from tests.support.prerequisites import need_peer
-from tests.support.service_calls import call_all, reports, sent
+from tests.support.service_calls import call_all, reports, sent, token, upload
 from tests.support.switchboard import (
     Record,
     Switchboard,
@@ -387,3 +389,43 @@ async def test_the_whole_service(phone: AsteriskPhone, tmp_path: Path) -> None:
     # Each of them is challenged once, and the second removes the binding.
     assert len(registered) == 4
     assert phone.contact() == ""
+
+
+@pytest.mark.interop("keys the digits of a menu by {method}", rfc="RFC 4733 §2.5, RFC 6086 §4")
+@pytest.mark.parametrize(
+    ("endpoint", "method"),
+    [("plain", "telephone events"), ("info", "INFO"), ("inband", "tones in the audio")],
+    ids=["rfc4733", "info", "inband"],
+)
+async def test_keys_of_a_menu(
+    phone: AsteriskPhone, tmp_path: Path, endpoint: str, method: str
+) -> None:
+    """It keys 159#, with 5 in a menu below; the digits after that change nothing."""
+    number, collecting = (phone.number("key digits") for _ in range(2))
+    with Stage(tmp_path / "stage", dialer={"caller_id": endpoint}, trunk=phone.trunk()) as stage:
+        placed = partial(_call_with_menus, stage, number, collecting)
+        chosen, collected = await asyncio.to_thread(placed)
+    assert (chosen["reports"], chosen["status"]) == (["first", "second"], "NORMAL")
+    assert chosen["keys"].startswith("15")
+    assert (collected["keys"], collected["status"]) == ("159#", "NORMAL")
+    # The recording alone lasts 20 s.
+    assert chosen["billSec"] <= 6
+    assert collected["billSec"] <= 6
+
+
+def _call_with_menus(stage: Stage, number: str, collecting: str) -> tuple[CallDetails, CallDetails]:
+    stage.start_service()
+    with Client(token(stage), stage.url) as client:
+        voice, short = upload(stage, client, 20.0), upload(stage, client, 0.5)
+        below = {"keys": {"5": {"play": short, "report": "second"}}}
+        menu = {"keys": {"1": {"report": "first", "play": short, "menu": below}}}
+        calls = [
+            client.call(number, voice, retry_count=0, menu=menu)["id"],
+            client.call(
+                collecting, voice, retry_count=0, menu={"collect": {"digits": 9, "end": "#"}}
+            )["id"],
+        ]
+        for each in calls:
+            client.wait(each, 60)
+        chosen, collected = (client.call_details(each) for each in calls)
+    return chosen, collected
