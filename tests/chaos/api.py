@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 import wave
+from collections.abc import Sequence
 from typing import Any, Final
 
 import httpx
@@ -26,9 +27,13 @@ class NoAnswerError(Exception):
 class Api:
     """The API of the service at `url`. `problems` are answers that it must never give."""
 
-    def __init__(self, url: str, name: str = "chaos") -> None:
-        """The keys of its requests begin with `name`."""
+    def __init__(self, url: str, name: str = "chaos", others: Sequence[str] = ()) -> None:
+        """The keys of its requests begin with `name`.
+
+        A request that gets no answer is repeated at `others` in turn, as behind a balancer.
+        """
         self._name = name
+        self._urls = (url, *others)
         self.problems: list[str] = []
         self._numbers = itertools.count()
         self._client = httpx.Client(base_url=url, timeout=CLIENT_TIMEOUT)
@@ -80,9 +85,11 @@ class Api:
     def _until_answered(self, method: str, path: str, patience: float, **arguments: Any) -> Any:
         until = time.monotonic() + patience
         said = "nothing"
-        while time.monotonic() < until:
+        for url in itertools.cycle(self._urls):
+            if time.monotonic() >= until:
+                break
             try:
-                answer = self._client.request(method, path, **arguments)
+                answer = self._client.request(method, url + path, **arguments)
             except httpx.HTTPError as error:
                 said = str(error)
             else:

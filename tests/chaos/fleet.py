@@ -134,7 +134,10 @@ def run(options: Options, folder: Path, say: one.Say) -> Evidence:
         more = (f"--balance={one.BALANCE}", f"--webhook={receiver.url}")
         one._command(config, "project", "set", project, *more)
         token = one._command(config, "token", "create", project)
-        apis = [Api(url, f"api{number}") for number, url in enumerate(fleet.urls)]
+        apis = [
+            Api(url, f"api{number}", [each for each in fleet.urls if each != url])
+            for number, url in enumerate(fleet.urls)
+        ]
         for api in apis:
             api.authorise(token)
             stack.callback(api.close)
