@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from decimal import Decimal
 from typing import Any
 
@@ -74,6 +75,8 @@ class World:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        # An end may put its number on the do-not-call list, so each call has one of its own.
+        self.numbers = itertools.count(1_000_000)
         self.project_id, self.recording_id = database.write_now(
             lambda conn: factories.make_project(conn, NOW)
         )
@@ -95,10 +98,10 @@ class World:
                 self.project_id,
                 self.recording_id,
                 NOW,
-                phone_number=f"091212345{n:02}",
-                e164=f"+9891212345{n:02}",
+                phone_number=f"0912{n}",
+                e164=f"+98912{n}",
             )
-            for n in range(count)
+            for n in itertools.islice(self.numbers, count)
         ]
         self.database.write_now(lambda conn: call_rows.place(conn, new))
         ids = {one.id for one in new}
