@@ -206,7 +206,7 @@ def _greeting(part: Part, is_machine: bool, chance: random.Random) -> Greeting:
 def render(spoken: Sequence[Spoken], folder: Path) -> dict[Spoken, Audio]:
     """Speak all of them: samples from -1 to 1 at 8 kHz, without silence at both ends."""
     wanted = list(dict.fromkeys(spoken))
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(8) as pool:
         return dict(
             zip(
                 wanted,
