@@ -1,8 +1,7 @@
 """Asterisk's app_amd on the same audio: the peer of `bench.answering_machines`.
 
-Each greeting is a file that one half of a local channel plays, while the other half runs `AMD()`
-with the defaults of Asterisk's configuration. Calls take as long as they do in life, so many run
-at once. `scripts/peers` installs Asterisk.
+Each greeting is a file that one half of a local channel plays, while the other half runs `AMD()`.
+Calls take as long as they do in life, so many run at once. `scripts/peers` installs Asterisk.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.line_audio import Call
+from bitel.answering_machine import DetectorSettings
 from tests.peers.asterisk import Asterisk, asterisk
 
 AT_ONCE = 40  # calls
 POLL = 0.02  # seconds
 PATIENCE = 30.0  # seconds for a call
+SILENCE_LEVEL = 256  # Asterisk's default, of 32767
 
 MODULES = (
     "res_timing_timerfd",
@@ -36,12 +37,26 @@ exten => _X.,1,Answer()
  same => n,Wait(8)
 [caller]
 exten => _X.,1,UserEvent(Begun,Call: ${{EXTEN}})
- same => n,AMD()
+ same => n,AMD({arguments})
  same => n,UserEvent(Decided,Call: ${{EXTEN}},Status: ${{AMDSTATUS}},Cause: ${{AMDCAUSE}})
  same => n,Hangup()
 """,
     "amd.conf": "[general]\n",
 }
+
+
+def own_times(settings: DetectorSettings) -> str:
+    """The arguments of AMD() that are nearest to our settings; its level of silence is fixed."""
+    milliseconds = [
+        settings.initial_silence,
+        settings.greeting,
+        settings.after_greeting,
+        settings.total,
+        settings.shortest_word,
+        settings.between_words,
+    ]
+    words = [f"{1000 * each:.0f}" for each in milliseconds]
+    return ",".join([*words, str(settings.most_words), str(SILENCE_LEVEL)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +68,12 @@ class PeerDecision:
     seconds: float
 
 
-def decide(calls: Sequence[Call]) -> list[PeerDecision | None]:
-    """app_amd's decision on each call, None where there is none. Raises RuntimeError."""
-    with asterisk(MODULES, FILES, {}) as peer:
+def decide(calls: Sequence[Call], arguments: str = "") -> list[PeerDecision | None]:
+    """app_amd's decision on each call, None where there is none. Raises RuntimeError.
+
+    `arguments` are those of AMD(); without any, it has the defaults of Asterisk.
+    """
+    with asterisk(MODULES, FILES, {"arguments": arguments}) as peer:
         for number, call in enumerate(calls):
             kind = "alaw" if call.law == "A" else "ulaw"
             (peer.folder / f"{_extension(number)}.{kind}").write_bytes(call.without_loss())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import math
 import os
 import shutil
@@ -30,11 +31,13 @@ from bitel.answering_machine import (
     Decision,
     DetectionProcess,
     Detector,
+    DetectorSettings,
     FrameWindow,
     ToneEnd,
     Verdict,
     measure,
 )
+from bitel.g711 import Pcm
 from tests.peers.asterisk import version, why_missing
 
 PARTS: tuple[Part, ...] = ("train", "test")
@@ -42,6 +45,7 @@ BABBLE = 20  # texts that the babble is made of
 NEAR = 0.15  # seconds from the end of a beep within which its report is right
 LATE_AT_MOST = 0.25  # seconds from the last packet to the decision
 STEP = 380  # calls
+NICE = -10  # as RTP senders have it
 FAR = 100_000  # from one part's seeds to the next
 
 
@@ -95,6 +99,15 @@ def measure_bench(given: argparse.Namespace) -> Result:
         if part == "test" and not given.no_peer:
             say("the same for Asterisk, in real time")
             theirs = amd_peer.decide(calls)
+            arguments = amd_peer.own_times(DetectorSettings())
+            tuned = _PeerFigures(
+                [each.is_machine for each in ours], amd_peer.decide(calls, arguments)
+            )
+            notes.append(
+                f"With our times, AMD({arguments}), {version()} has {tuned.right:.1f} % right, "
+                f"takes {tuned.taken:.1f} % of humans for machines and {tuned.missed:.1f} % of "
+                f"machines for humans, and decides after {tuned.quantile(50):.2f} s (median)."
+            )
         rows += _rows(part, ours, theirs)
         notes += _notes(part, ours, theirs)
     say("calls at once")
@@ -118,13 +131,16 @@ def examine(subject: Call) -> Outcome:
     """Pass a call through the detector, without the process."""
     window, detector = FrameWindow(subject.law), Detector()
     beeps: list[tuple[float, ToneEnd]] = []
+    frames: list[Pcm | None] = []
     for packet in subject.packets:
         if packet is None:
             window.lose()
-            detector.push(None)
+            frames.append(None)
         else:
-            for frame in measure(window.push(packet)):
-                detector.push(frame)
+            frames += window.push(packet)
+    measures = iter(measure([each for each in frames if each is not None]))
+    for each in frames:
+        detector.push(None if each is None else next(measures))
         if detector.beep is not None and (not beeps or detector.beep is not beeps[-1][1]):
             beeps.append((detector.at, detector.beep))
     return Outcome(subject, detector.decision, beeps)
@@ -280,6 +296,7 @@ async def _at_once(calls: Sequence[Call], count: int) -> Load:
     for _ in range(400):
         watch.push(None)
     await warm
+    _take_priority(detection.pid)
     cpu, own, began = detection.cpu_seconds, time.process_time(), loop.time()
     tick = 0
 
@@ -316,6 +333,16 @@ async def _at_once(calls: Sequence[Call], count: int) -> Load:
         worker / took,
         parent / took,
     )
+
+
+def _take_priority(*pids: int | None) -> None:
+    """Put these and this process before others of the machine, whose load is not our figure."""
+    for pid in (os.getpid(), *pids):
+        if pid is not None:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, pid, NICE)
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{pid}/autogroup").write_text(str(NICE))
 
 
 def _ignore(beep: ToneEnd) -> None:

@@ -52,6 +52,7 @@ STOP_TIMEOUT: Final = 2.0
 
 _BATCH: Final = 1000  # messages of one frame
 _CHUNK: Final = 64 * 1024  # bytes of one read
+_SEND_BUFFER: Final = 1 << 20  # bytes; the kernel may allow less
 
 
 class CallWatch:
@@ -160,6 +161,7 @@ class DetectionProcess:
             return False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         with theirs:
             module = "bitel.answering_machine.worker"
             settings = json.dumps(asdict(self._settings))

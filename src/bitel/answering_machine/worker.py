@@ -8,7 +8,6 @@ ignores SIGINT and SIGTERM, since calls continue while the service drains.
 from __future__ import annotations
 
 import json
-import os
 import select
 import signal
 import socket
@@ -35,8 +34,8 @@ from bitel.g711 import Pcm
 
 INTERVAL = 0.02  # seconds from one batch to the next; a larger batch costs less per frame
 ALIVE_INTERVAL = 0.5  # seconds
-NICE = 5  # RTP senders and the dialer go first
 CHUNK = 1 << 20  # bytes per read
+FULL = 1 << 16  # bytes of a read after which more is likely to wait
 
 
 @dataclass(slots=True)
@@ -114,6 +113,7 @@ def serve(connected: socket.socket, settings: DetectorSettings) -> None:
         wait = ALIVE_INTERVAL if worker.calls else None
         readable, _, _ = select.select([connected], [], [], wait)
         answers: list[Message] = []
+        data = b""
         if readable:
             data = connected.recv(CHUNK)
             if not data:
@@ -124,7 +124,7 @@ def serve(connected: socket.socket, settings: DetectorSettings) -> None:
             answers.append(Alive(worker.calls, time.process_time()))
         if answers:
             connected.sendall(encode(answers))
-        if worker.calls:
+        if worker.calls and len(data) < FULL:
             time.sleep(INTERVAL)
 
 
@@ -138,7 +138,6 @@ def main() -> None:
     """Run the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    os.nice(NICE)
     with socket.socket(fileno=int(sys.argv[1])) as connected:
         try:
             serve(connected, settings_from_json(sys.argv[2]))
