@@ -161,7 +161,7 @@ class Detector:
         if not self._words:
             self._floor_before = floor
         # Sound that goes on without a pause would be taken for noise.
-        floor = min(floor, max(settings.highest_floor, self._floor_before + 6.0))
+        floor = min(floor, max(settings.highest_floor, self._floor_before + settings.above_noise))
         if not self._words:
             floor = min(floor, settings.highest_floor)
         self._loudest = max(self._loudest, frame.level)
