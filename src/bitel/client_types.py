@@ -68,6 +68,10 @@ class CallOptions(Options, total=False):
     """Seconds to wait after each unanswered attempt."""
     caller_id: str | None
     """One of the dialer's caller ids."""
+    machine_detection: Literal["off", "flag", "hangup", "message"] | None
+    """What is done if an answering machine answers."""
+    machine_voice_id: str | None
+    """The recording that a machine gets with `message`."""
     menu: Mapping[str, Any] | None
     """What keys do, as the API describes it: `{"keys": {"1": {"report": "yes"}}}`."""
     webhook_url: str | None

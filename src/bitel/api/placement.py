@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -40,6 +40,7 @@ from bitel.domain import templates
 from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.calls import NewCall, NewCalls
 from bitel.domain.ids import is_id, new_id, new_ids
+from bitel.domain.machines import MachineDetection, longest_message
 from bitel.domain.menus import RequestMenu, request_menu
 from bitel.domain.number_policy import NumberChecker, policy_of
 from bitel.domain.pricing import Tariff, longest_call
@@ -168,18 +169,26 @@ class Placement:
         if checked is not None:
             menu = request_menu(project.id, checked.menu)
             terms = replace(terms, menu_id=menu.id)
+        to_machine = await self._message_to_machines(project, body)
+        if isinstance(body, RequestTerms) and body.machine_detection not in (None, "off"):
+            terms = replace(terms, machine_detection=body.machine_detection)
+            if to_machine is not None:
+                terms = replace(terms, machine_recording_id=to_machine.recording_id)
         count = len(found.e164)
 
+        def longest_of(prompt: float) -> float:
+            audio = prompt if checked is None else checked.longest(prompt)
+            if terms.machine_detection != MachineDetection.MESSAGE:
+                return audio
+            return max(audio, longest_message(prompt if to_machine is None else to_machine.seconds))
+
         def build() -> _Request:
-            audio = playback.seconds if checked is None else checked.longest(playback.seconds)
-            seconds = longest_call(audio, project.hold_seconds)
+            seconds = longest_call(longest_of(playback.seconds), project.hold_seconds)
             longest: list[int] = []
             if personal is None:
                 reserves: Sequence[Decimal] = tariff.price_each(found.e164, seconds)
             else:
-                audios: Iterable[float] = personal.seconds
-                if checked is not None:
-                    audios = map(checked.longest, personal.seconds)
+                audios = map(longest_of, personal.seconds)
                 longest = [longest_call(each, project.hold_seconds) for each in audios]
                 reserves = _price_each(tariff, found.e164, longest)
             now = terms.requested_at
@@ -364,6 +373,15 @@ class Placement:
             partial(self._recording, project),
             lambda text: self._speech.text(project.id, text, language),
         )
+
+    async def _message_to_machines(self, project: Project, body: PlacingBody) -> Playback | None:
+        """The recording that machines get, if the request names one. Raises InvalidRequestError."""
+        if not isinstance(body, RequestTerms) or body.machine_voice_id is None:
+            return None
+        try:
+            return await self._recording(project, body.machine_voice_id)
+        except InvalidRequestError as fault:
+            raise InvalidRequestError(str(fault).replace("voiceId", "machineVoiceId")) from None
 
     async def _recording(self, project: Project, recording_id: str) -> Playback:
         """A recording of the project. Raises InvalidRequestError, naming `voiceId`."""

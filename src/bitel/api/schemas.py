@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -287,6 +287,17 @@ class RequestTerms(CallTerms):
     ] = None
     webhook: WebhookBody | None = None
     menu: MenuBody | None = None
+    machine_detection: Annotated[
+        Literal["off", "flag", "hangup", "message"] | None,
+        Field(
+            description="What is done if an answering machine answers: `off` nothing, `flag` it is "
+            "noted, `hangup` the call ends, `message` the record tone is waited for."
+        ),
+    ] = None
+    machine_voice_id: Annotated[
+        str | None,
+        Field(description="With `message`: the recording that a machine gets, if not the same."),
+    ] = None
 
     @model_validator(mode="after")
     def _check_terms(self) -> Self:
@@ -295,6 +306,8 @@ class RequestTerms(CallTerms):
             raise ValueError("retry takes the place of retryCount and retryInterval; give either")
         if self.start_at is not None and self.end_at is not None and self.end_at <= self.start_at:
             raise ValueError("endAt must be later than startAt")
+        if self.machine_voice_id is not None and self.machine_detection != "message":
+            raise ValueError("machineVoiceId needs machineDetection to be message")
         return self
 
 

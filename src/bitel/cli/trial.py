@@ -153,6 +153,11 @@ class _Playing:
     ) -> Mapping[str, Mapping[str | float, SharedClip]]:
         return {}  # such a call has no menu
 
+    async def for_machine(
+        self, recording_id: str | None, codecs: Sequence[Codec]
+    ) -> Mapping[str, Playlist]:
+        return {}  # or answering machines
+
 
 class _MessagePrinter:
     """Prints the SIP messages of the call as they are sent and received."""

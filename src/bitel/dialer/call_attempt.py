@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
+from bitel.dialer.machine_watch import MachineWatch
 from bitel.dialer.media_session import MediaAddresses, MediaSession, Resolve
 from bitel.dialer.menu_session import MenuSession
 from bitel.dialer.trunk import shown
@@ -185,6 +186,8 @@ class CallAttempt:
         """The audio that is played since the answer."""
         self.menu_session: MenuSession | None = None
         """What keys do since then; None: nothing."""
+        self.machine_watch: MachineWatch | None = None
+        """Finds out whether a machine has answered; None: nothing does."""
 
     def now(self) -> float:
         """The current time on the scale of `started_at`."""
@@ -239,10 +242,13 @@ class CallAttempt:
         )
 
     def _media(self, media: MediaSession, leg: CallLeg) -> Media:
-        found, menu = media.media(leg.digits, leg.digits_at), self.menu_session
-        if menu is None:
-            return found
-        return found._replace(reports=menu.reports, opted_out=menu.has_opted_out)
+        found = media.media(leg.digits, leg.digits_at)
+        if self.menu_session is not None:
+            menu = self.menu_session
+            found = found._replace(reports=menu.reports, opted_out=menu.has_opted_out)
+        if self.machine_watch is not None and self.machine_watch.verdict is not None:
+            found = found._replace(machine=self.machine_watch.verdict.value)
+        return found
 
     def _ended_at(self, now: float, ended: Ended | None, media: MediaSession | None) -> float:
         """The end of an answered call for billing; now for an unanswered one.

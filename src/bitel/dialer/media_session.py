@@ -11,7 +11,7 @@ import structlog
 from bitel.dialer.playlist import Playlist
 from bitel.domain.attempts import Media
 from bitel.ip_addresses import leads_nearer
-from bitel.rtp.stream_spec import UNHEARD, UNSPECIFIED_HOSTS, OnKeys
+from bitel.rtp.stream_spec import UNHEARD, UNSPECIFIED_HOSTS, OnAudio, OnKeys
 from bitel.rtp.streamer import (
     Latch,
     Law,
@@ -36,7 +36,7 @@ Resolve = Callable[[str], Awaitable[str]]
 """Resolves a host to an IP address within a bounded time; raises OSError."""
 Follow = Callable[[MediaChanged], None]
 
-_LAWS: dict[str, Law] = {"PCMA": "alaw", "PCMU": "ulaw"}
+LAWS: dict[str, Law] = {"PCMA": "alaw", "PCMU": "ulaw"}
 _WE_SEND: frozenset[Direction] = frozenset({"sendrecv", "sendonly"})
 _THEY_SEND: frozenset[Direction] = frozenset({"sendrecv", "recvonly"})
 
@@ -86,15 +86,18 @@ class MediaSession:
         playlist: Playlist,
         answered_for: float = 0.0,
         on_keys: OnKeys | None = None,
+        on_audio: OnAudio | None = None,
     ) -> None:
         """Play `playlist` from the local port; a call on hold waits.
 
         `answered_for` is the time since the answer in seconds; `on_keys` gets the keys of telephone
-        events.
+        events, `on_audio` the audio of the callee until `stop_audio`.
         """
         self._port = port
         spec = self._spec(agreed, held=_is_hold(agreed))
-        self._stream = self._streamer.play(spec, playlist, self._ended, self._fell_silent, on_keys)
+        self._stream = self._streamer.play(
+            spec, playlist, self._ended, self._fell_silent, on_keys, on_audio
+        )
         longest = self._longest
         if longest < math.inf and not self.over.done():
             why = f"the call had lasted {longest:g} s, the longest that it may"
@@ -102,6 +105,11 @@ class MediaSession:
             left = longest - answered_for - _BEFORE_LIMIT
             self._end_timer = self._loop.call_later(max(0.0, left), self.stop, why)
         self._has_changed(agreed, spec)
+
+    def stop_audio(self) -> None:
+        """Pass no further audio to `on_audio`."""
+        if not self.over.done():
+            self._streamer.stop_audio(self._stream)
 
     def replace(self, playlist: Playlist) -> None:
         """Play another playlist in place of what is left."""
@@ -129,7 +137,7 @@ class MediaSession:
             self._port,
             remote,
             agreed.payload_type,
-            _LAWS[agreed.codec_name],
+            LAWS[agreed.codec_name],
             agreed.ptime,
             agreed.event_types,
             self._latch,

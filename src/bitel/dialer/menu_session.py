@@ -52,6 +52,7 @@ class MenuSession:
         self._source: KeySource | None = None
         self._step: MenuStep | None = None
         self._opting_out: asyncio.Task[None] | None = None
+        self._is_stopped = False
 
     @property
     def reports(self) -> tuple[str, ...]:
@@ -62,6 +63,10 @@ class MenuSession:
     def has_opted_out(self) -> bool:
         """Whether a key has opted out; by now, or with the end of the call, it is stored."""
         return self._run.has_opted_out
+
+    def stop(self) -> None:
+        """Follow no further keys: something else is played."""
+        self._is_stopped = True
 
     def begin(self) -> list[SharedClip]:
         """What is played from the answer on."""
@@ -77,7 +82,7 @@ class MenuSession:
 
     def _press(self, keys: str, source: KeySource) -> None:
         self._source = self._source or source
-        if source != self._source:
+        if source != self._source or self._is_stopped:
             return
         for key in keys:
             step = self._run.press(key)
@@ -102,7 +107,7 @@ class MenuSession:
         except Exception:
             log.exception("opt_out_broke")
             return
-        if self._step is step:
+        if self._step is step and not self._is_stopped:
             self._replace(self._expanded(step.play))
 
     def _expanded(self, play: Playback) -> list[SharedClip]:

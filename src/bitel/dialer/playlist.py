@@ -14,6 +14,7 @@ import numpy as np
 
 from bitel.dialer.menu_session import LEAD_OUT
 from bitel.domain.attempts import DialRequest
+from bitel.domain.machines import LONGEST_GREETING
 from bitel.domain.menus import CONFIRMATION, Menu
 from bitel.errors import NotFoundError, UnavailableError
 from bitel.g711 import ALAW_SILENCE, SAMPLE_RATE, ULAW_SILENCE, alaw_encode, ulaw_encode
@@ -54,6 +55,15 @@ class PlaylistSource(Protocol):
         self, menu: Menu, codecs: Sequence[Codec]
     ) -> Mapping[str, Mapping[str | float, SharedClip]]:
         """The clips of a menu, by codec. Raises as `for_request`."""
+        return {}
+
+    async def for_machine(
+        self, recording_id: str | None, codecs: Sequence[Codec]
+    ) -> Mapping[str, Playlist]:
+        """Silence of `LONGEST_GREETING` seconds and the recording, if any, by codec.
+
+        Raises as `for_request`.
+        """
         return {}
 
 
@@ -102,6 +112,18 @@ class Playlists(PlaylistSource):
                 of_codec[recording_id] = await self._recording(recording_id, codec)
             clips[codec] = of_codec
         return clips
+
+    async def for_machine(
+        self, recording_id: str | None, codecs: Sequence[Codec]
+    ) -> Mapping[str, Playlist]:
+        """Return what is played to a machine."""
+        playlists: dict[str, Playlist] = {}
+        for codec in codecs:
+            playlists[codec] = [self._silence(float(LONGEST_GREETING), codec)]
+            if recording_id is not None:
+                spoken = await self._recording(recording_id, codec)
+                playlists[codec] = [*playlists[codec], spoken, self._lead_out[codec]]
+        return playlists
 
     def _silence(self, seconds: float, codec: Codec) -> SharedClip:
         if seconds not in self._silences:

@@ -11,12 +11,14 @@ from itertools import chain
 
 import structlog
 
+from bitel.answering_machine import DetectionProcess
 from bitel.dialer.call_attempt import CallAttempt, CallLeg, CallObserver
 from bitel.dialer.caller_identity import CallerIds, Identity, dialled_number, identity
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.failover import Dialled, Route
 from bitel.dialer.local_address import LocalAddress
-from bitel.dialer.media_session import MediaSession, check_address
+from bitel.dialer.machine_watch import MachineWatch
+from bitel.dialer.media_session import LAWS, MediaSession, check_address
 from bitel.dialer.menu_session import MenuClips, MenuSession
 from bitel.dialer.playlist import Playlist, PlaylistSource
 from bitel.dialer.resolver import Resolver
@@ -31,10 +33,12 @@ from bitel.dialer.trunk_monitor import (
 from bitel.dialing.dialer import Dialer, OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
+from bitel.domain.machines import MachineDetection
 from bitel.domain.pricing import DEFAULT_HOLD, longest_call
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
 from bitel.g711 import SAMPLE_RATE
 from bitel.observability.logging import LineLimit
+from bitel.rtp.stream_spec import OnKeys
 from bitel.rtp.streamer import (
     NoPortError,
     RemoteAddressError,
@@ -104,6 +108,7 @@ class SipTrunkDialer(Dialer):
         )
         self.streamer.on_failure = self._sender_failed
         self._observer = observer
+        self._detection = DetectionProcess()
         self._trunks = TrunkMonitor(config, system_clock, resolver)
         self._sources = AcceptedSources(config.accept_from, self._trunks.is_of_trunk)
         self.invites = 0
@@ -227,6 +232,7 @@ class SipTrunkDialer(Dialer):
         if self._following is not None:
             self._following.cancel()
         await self._trunks.stop()
+        await self._detection.close()
         await self.streamer.stop()
         if self._transport is not None:
             await self._transport.close()
@@ -288,10 +294,11 @@ class SipTrunkDialer(Dialer):
         self, attempt: CallAttempt, on_answered: OnAnswered
     ) -> AttemptResult:
         try:
-            playlists, of_menu = await self._find_playlists(attempt.request)
+            playlists, of_menu, to_machine = await self._find_playlists(attempt.request)
             port = attempt.port = self.streamer.open_port()
             of_menus = chain(*(clips.values() for clips in of_menu.values()))
-            await self.streamer.prepare(port, [*chain(*playlists.values()), *of_menus])
+            every = chain(*playlists.values(), of_menus, *to_machine.values())
+            await self.streamer.prepare(port, every)
         except (NotFoundError, InvalidRequestError) as fault:
             # There is nothing to play, and a retry would not change that.
             return attempt.result(Outcome.MEDIA_MISMATCH, str(fault))
@@ -320,12 +327,13 @@ class SipTrunkDialer(Dialer):
         self._sip.flush()
         playlist = playlists[agreed.codec_name]
         clips = of_menu.get(agreed.codec_name, {})
-        return await self._play(attempt, leg, agreed, playlist, port, clips)
+        message = to_machine.get(agreed.codec_name, ())
+        return await self._play(attempt, leg, agreed, playlist, port, clips, message)
 
     async def _find_playlists(
         self, request: DialRequest
-    ) -> tuple[Mapping[str, Playlist], Mapping[str, MenuClips]]:
-        """The playlists of the request, and the clips of its menu, by codec.
+    ) -> tuple[Mapping[str, Playlist], Mapping[str, MenuClips], Mapping[str, Playlist]]:
+        """The playlists of the request, the clips of its menu, and what a machine gets, by codec.
 
         Raises as `PlaylistSource.for_request` does.
         """
@@ -335,13 +343,17 @@ class SipTrunkDialer(Dialer):
             of_menu: Mapping[str, MenuClips] = {}
             if request.menu is not None:
                 of_menu = await self._playlists.for_menu(request.menu, codecs)
+            to_machine: Mapping[str, Playlist] = {}
+            if request.machine_detection is MachineDetection.MESSAGE:
+                recording_id = request.machine_recording_id
+                to_machine = await self._playlists.for_machine(recording_id, codecs)
         except UnavailableError as fault:
             self._recording_faults.missed(
                 request, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)
             )
             raise
         self._recording_faults.found(request)
-        return playlists, of_menu
+        return playlists, of_menu, to_machine
 
     async def _play(
         self,
@@ -351,6 +363,7 @@ class SipTrunkDialer(Dialer):
         playlist: Playlist,
         port: int,
         of_menu: MenuClips,
+        to_machine: Playlist,
     ) -> AttemptResult:
         """Play until the playlist or the call ends, and end the call."""
         if leg.ending.done() or attempt.canceled:
@@ -364,20 +377,25 @@ class SipTrunkDialer(Dialer):
             "" if self.config.follow_private else leg.address.host,
         )
         answered_for = attempt.now() - (attempt.answered_at or attempt.now())
-        menu = attempt.request.menu
-        if menu is None:
-            media.begin(port, agreed, playlist, answered_for)
-        else:
+        menu, first = attempt.request.menu, playlist
+        on_keys: OnKeys | None = None
+        if menu is not None:
             opt_out = partial(self.opt_out, attempt.request.attempt_id)
             session = MenuSession(menu, playlist, of_menu, media.replace, opt_out)
             attempt.menu_session = session
-            media.begin(port, agreed, session.begin(), answered_for, session.press_rtp)
-            leg.follow_keys(session.press_info)
+            first, on_keys = session.begin(), session.press_rtp
+        watch = self._watch_for_machine(attempt, media, agreed, playlist, to_machine)
+        on_audio = None if watch is None else watch.listen
+        media.begin(port, agreed, first, answered_for, on_keys, on_audio)
+        if attempt.menu_session is not None:
+            leg.follow_keys(attempt.menu_session.press_info)
         leg.follow_media(media.follow)
         leg.ending.add_done_callback(attempt.call_is_ending)
         report = await media.over
         if attempt.menu_session is not None:
             attempt.menu_session.close()
+        if watch is not None:
+            watch.close()
         attempt.stopped_at = attempt.now()
         if media.is_unheard:
             await self._end(attempt, leg)
@@ -390,6 +408,31 @@ class SipTrunkDialer(Dialer):
         if report.packets != 0 or media.why:
             return await self._finish(attempt, leg, media.why)
         return await self._finish(attempt, leg, report.error, played=False)
+
+    def _watch_for_machine(
+        self,
+        attempt: CallAttempt,
+        media: MediaSession,
+        agreed: NegotiatedMedia,
+        playlist: Playlist,
+        to_machine: Playlist,
+    ) -> MachineWatch | None:
+        mode = attempt.request.machine_detection
+        if mode is None or not self.config.receive:
+            return None
+        # Without a recording for machines they get that of the call.
+        message = to_machine[1:] or playlist
+        menu = attempt.menu_session
+        attempt.machine_watch = MachineWatch(
+            mode,
+            self._detection,
+            LAWS[agreed.codec_name],
+            media,
+            to_machine[:1],
+            message,
+            (lambda: None) if menu is None else menu.stop,
+        )
+        return attempt.machine_watch
 
     async def _finish(
         self, attempt: CallAttempt, leg: CallLeg, detail: str = "", *, played: bool = True

@@ -38,7 +38,7 @@ _END: Final = bytes(_FRAME.size)
 ENTRY_BYTES: Final = 1024
 """Maximum size of an entry. A longer one is written without its free text and digits."""
 
-_OF_MENUS: Final = frozenset({"reports", "opted_out"})
+_OF_FEW: Final = frozenset({"reports", "opted_out", "machine"})
 
 _VERDICTS: Final[dict[str, type[Finish] | type[RetryAt] | type[Requeue]]] = {
     "final": Finish,
@@ -241,7 +241,7 @@ def _encode(one: Settlement) -> bytes:
 def _media_fields(media: Media) -> dict[str, Any]:
     """Without what few calls have, which the version before can't read."""
     fields = media._asdict()
-    return {name: value for name, value in fields.items() if name not in _OF_MENUS or value}
+    return {name: value for name, value in fields.items() if name not in _OF_FEW or value}
 
 
 def _value(of: object) -> Any:

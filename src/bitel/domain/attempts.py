@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
+from bitel.domain.machines import MachineDetection
 from bitel.domain.menus import Menu
 
 
@@ -161,6 +162,10 @@ class DialRequest:
     """Clips of a text of its own, played one after the other."""
     menu: Menu | None = None
     """What keys do; None: nothing."""
+    machine_detection: MachineDetection | None = None
+    """What is done about answering machines; None: nothing."""
+    machine_recording_id: str | None = None
+    """Played to a machine; None: what the call plays."""
 
 
 class Media(NamedTuple):
@@ -181,6 +186,8 @@ class Media(NamedTuple):
     """The words that the keys of the call's menu reported."""
     opted_out: bool = False
     """A key has put the number on the do-not-call list."""
+    machine: Literal["human", "machine"] | None = None
+    """Who has answered; None: it is not known."""
 
 
 class Irregularity(enum.StrEnum):

@@ -82,6 +82,10 @@ class NewCall:
     """Where its events go; None: as its project says."""
     menu_id: str | None = None
     """What keys do; None: nothing."""
+    machine_detection: str | None = None
+    """A `MachineDetection`; None: nothing is done about answering machines."""
+    machine_recording_id: str | None = None
+    """Played to a machine; None: what the call plays."""
     is_personal: bool = False
     """It plays a text with the recipient's variables, which is not rendered yet."""
 

@@ -45,7 +45,8 @@ class Play(NamedTuple):
     """To the sender: start a stream of these clips.
 
     `sequence`, `timestamp` and `ssrc` are those of the first packet. `receive`: whether to read
-    RTP and RTCP of the remote. `reports_keys`: whether each key is reported at once, by `Pressed`.
+    RTP and RTCP of the remote. `reports_keys`: whether each key is reported at once, by `Pressed`;
+    `reports_audio`: whether all audio of the remote is, by `Heard`.
     """
 
     stream: int
@@ -56,6 +57,13 @@ class Play(NamedTuple):
     ssrc: int
     receive: bool = False
     reports_keys: bool = False
+    reports_audio: bool = False
+
+
+class StopAudio(NamedTuple):
+    """To the sender: report no further audio of the remote."""
+
+    stream: int
 
 
 class Replace(NamedTuple):
@@ -102,6 +110,14 @@ class Pressed(NamedTuple):
     """When they were read, by CLOCK_MONOTONIC."""
 
 
+class Heard(NamedTuple):
+    """From the sender: audio of the remote since the last such message."""
+
+    stream: int
+    payloads: Sequence[bytes | None]
+    """In the order of their arrival; None for a packet that was lost."""
+
+
 class StreamerStats(NamedTuple):
     """From the sender, four times a second: its load. `Streamer.stats` sums all senders.
 
@@ -143,12 +159,14 @@ Message = (
     | CloseClips
     | Play
     | Replace
+    | StopAudio
     | Change
     | Stop
     | ClipOpened
     | StreamReport
     | Silent
     | Pressed
+    | Heard
     | StreamerStats
 )
 

@@ -22,6 +22,7 @@ from bitel.rtp.ipc import (
     ClipOpened,
     CloseClips,
     Frames,
+    Heard,
     Message,
     Open,
     OpenClip,
@@ -30,13 +31,14 @@ from bitel.rtp.ipc import (
     Replace,
     Silent,
     Stop,
+    StopAudio,
     StreamerStats,
     WireError,
     encode,
 )
 from bitel.rtp.port_pool import PortSockets
 from bitel.rtp.shared_clip import SharedClip
-from bitel.rtp.stream_spec import OnKeys, StreamReport
+from bitel.rtp.stream_spec import OnAudio, OnKeys, StreamReport
 
 START_TIMEOUT = 20.0  # seconds until the process must be ready
 STOP_TIMEOUT = 2.0  # seconds from the request to stop until a process is killed
@@ -270,6 +272,7 @@ class _Stream:
     on_end: Callable[[StreamReport], None]
     on_silence: Callable[[], None] | None
     on_keys: OnKeys | None
+    on_audio: OnAudio | None
     remote: tuple[str, int]
 
 
@@ -400,13 +403,16 @@ class SupervisedSender:
         on_end: Callable[[StreamReport], None],
         on_silence: Callable[[], None] | None,
         on_keys: OnKeys | None = None,
+        on_audio: OnAudio | None = None,
     ) -> None:
         """Starts a stream from the sockets of its port; `clips` are those of the command.
 
         `on_end` is called once, in a later iteration of the event loop, with `finished=False` if
         the process died.
         """
-        self._streams[command.stream] = _Stream(on_end, on_silence, on_keys, command.spec.remote)
+        self._streams[command.stream] = _Stream(
+            on_end, on_silence, on_keys, on_audio, command.spec.remote
+        )
         queued = len(self._held) if self._process is None else self._process.queued
         if queued >= self._queue_limit:
             self._end(
@@ -439,6 +445,18 @@ class SupervisedSender:
             self._end(StreamReport.failed(stream, ""))
         elif self._process is not None and stream in self._streams:
             self._process.send(Stop(stream, if_awaited))
+
+    def stop_audio(self, stream: int) -> None:
+        """Pass on no further audio of the remote."""
+        running = self._streams.get(stream)
+        if running is not None:
+            running.on_audio = None
+            if stream in self._held:
+                play, sockets, clips, changes = self._held[stream]
+                play = play._replace(reports_audio=False)
+                self._held[stream] = play, sockets, clips, changes
+            elif self._process is not None:
+                self._process.send(StopAudio(stream))
 
     def replace(self, stream: int, clips: Sequence[SharedClip]) -> None:
         """Sends other clips from the next packet on; does nothing for a stream that has ended."""
@@ -492,6 +510,10 @@ class SupervisedSender:
             if running is not None and running.on_silence is not None:
                 running.on_silence()
 
+        elif isinstance(message, Heard):
+            running = self._streams.get(message.stream)
+            if running is not None and running.on_audio is not None:
+                running.on_audio(message.payloads)
         elif isinstance(message, Pressed):
             running = self._streams.get(message.stream)
             if running is not None and running.on_keys is not None:

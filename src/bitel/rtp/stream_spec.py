@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -18,6 +18,9 @@ after its first packet, every address that its SSRC comes from.
 
 OnKeys = Callable[[str, float], None]
 """Called with keys of 0-9*#ABCD, and when they were read, by CLOCK_MONOTONIC."""
+
+OnAudio = Callable[[Sequence[bytes | None]], None]
+"""Called with G.711 payloads of the remote, in their order; None for a packet that was lost."""
 
 UNHEARD = "no RTP came from the far end, which names an address that must not be sent to"
 """The error of a stream that was stopped while it awaited the first packet of its remote."""

@@ -25,6 +25,7 @@ from bitel.rtp.stream_spec import (
     UNSPECIFIED_HOSTS,
     Latch,
     Law,
+    OnAudio,
     OnKeys,
     RemoteAddressError,
     StreamReport,
@@ -157,12 +158,14 @@ class Streamer:
         on_end: Callable[[StreamReport], None],
         on_silence: Callable[[], None] | None = None,
         on_keys: OnKeys | None = None,
+        on_audio: OnAudio | None = None,
     ) -> int:
         """Starts a stream that sends the clips one after the other; returns its number.
 
         `on_end` is called once, later, on the event loop, also if the address or a clip can't be
         used. `on_silence` is called each time the remote was silent for `silence_timeout`,
-        `on_keys` with the keys of its telephone events, soon after each. Raises
+        `on_keys` with the keys of its telephone events, soon after each, `on_audio` with
+        all of its audio, twenty times a second, until `stop_audio`. Raises
         ValueError for a port that is not open, a payload type or a packet time out of range.
         """
         number = self._number(spec.port)
@@ -185,10 +188,14 @@ class Streamer:
         host = UNSPECIFIED_HOSTS[self._version == 6] if nowhere else normalized(host)
         spec = spec._replace(remote=(host, port))
         numbers = [clip.number for clip in clips]
-        reports_keys = on_keys is not None
-        command = Play(stream, spec, numbers, *random_start(), self._receive, reports_keys)
-        sender.play(command, sockets, clips, on_end, on_silence, on_keys)
+        reports = on_keys is not None, on_audio is not None
+        command = Play(stream, spec, numbers, *random_start(), self._receive, *reports)
+        sender.play(command, sockets, clips, on_end, on_silence, on_keys, on_audio)
         return stream
+
+    def stop_audio(self, stream: int) -> None:
+        """Passes no further audio of the remote to `on_audio`, which costs CPU."""
+        self._sender_of(stream).stop_audio(stream)
 
     def replace(self, stream: int, clips: Sequence[SharedClip]) -> None:
         """Sends other clips from the stream's next packet on, in place of what is left.

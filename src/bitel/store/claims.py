@@ -19,6 +19,7 @@ from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.dialer_groups import Membership
 from bitel.domain.ids import new_ids
+from bitel.domain.machines import MachineDetection
 from bitel.domain.menus import Menu
 from bitel.domain.retry import Requeue, RetryRule, RetryWaits
 from bitel.domain.webhooks import CALL_ANSWERED, CALL_INITIATED, CALL_RINGING
@@ -721,4 +722,8 @@ def _claim(
         caller_id=row.caller_id or "",
         parts=tuple(row.parts.split(",")) if row.parts else (),
         menu=menu,
+        machine_detection=MachineDetection(row.machine_detection)
+        if row.machine_detection
+        else None,
+        machine_recording_id=row.machine_recording_id,
     )

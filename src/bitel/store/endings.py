@@ -61,6 +61,8 @@ class CallEnd(NamedTuple):
     """The keys that were pressed, of 0-9*#ABCD."""
     reports: tuple[str, ...] = ()
     """The words that they reported."""
+    machine: str | None = None
+    """human or machine; None: not known."""
 
 
 class OpenCall(Protocol):
@@ -88,7 +90,7 @@ _ended = values_parameter(
     *attempt.c[
         "id", "outcome", "started_at", "ended_at", "answered_at", "sip_code", "q850", "ended_by",
         "detail", "packets_sent", "packets_received", "digits", "far_loss", "far_jitter_ms",
-        "reports", "rang_at", "caller_id",
+        "reports", "machine", "rang_at", "caller_id",
     ],
 )  # fmt: skip
 _END_ATTEMPTS: Final = Statement(
@@ -170,7 +172,7 @@ def _within(allowed: range, code: int | None) -> int | None:
 
 def _media_values(media: Media | None) -> tuple[Any, ...]:
     if media is None:
-        return (None,) * 6
+        return (None,) * 7
     return (
         _within(_COUNTS, media.sent),
         _within(_COUNTS, media.received),
@@ -178,6 +180,7 @@ def _media_values(media: Media | None) -> tuple[Any, ...]:
         _finite(media.loss),
         _finite(media.jitter_ms),
         media.reports or None,
+        media.machine,
     )
 
 
@@ -272,7 +275,7 @@ _counted = values_parameter(
     "counted",
     campaign.c.id,
     *(campaign.c[status.name.lower()] for status in _STATUSES),
-    *campaign.c["answered", "price"],
+    *campaign.c["answered", "humans", "machines", "price"],
     ended=sa.Integer(),
 )
 _LOCK_CAMPAIGNS: Final = Statement(
@@ -325,6 +328,8 @@ def _count_in_campaigns(conn: Connection, ends: Sequence[tuple[str, CallEnd]], n
                 campaign_id,
                 *(statuses[status] for status in _STATUSES),
                 sum(end.is_answered for end in of_campaign),
+                sum(end.machine == "human" for end in of_campaign),
+                sum(end.machine == "machine" for end in of_campaign),
                 sum((end.price for end in of_campaign), _NOTHING),
                 len(of_campaign),
             )

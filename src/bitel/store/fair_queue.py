@@ -73,6 +73,8 @@ class DueCall(DueRow, Protocol):
     """Its project allows one attempt at a time for each number."""
     webhook_id: str | None
     menu_id: str | None
+    machine_detection: str | None
+    machine_recording_id: str | None
     webhook_events: tuple[str, ...] | None
     """The types of events that its project asks for."""
 
@@ -380,7 +382,8 @@ _CALL_COLUMNS: Final = (
         "recording_id", "digits",
         "repeat_count", "language", "longest_seconds", "retries_left", "retry_interval",
         "retry_waits", "expires_at", "trouble", "uncertain", "attempts", "due_at",
-        "caller_id", "webhook_id", "menu_id",
+        "caller_id", "webhook_id", "menu_id", "machine_detection",
+        "machine_recording_id",
     ],
     # As text, since most calls have none.
     sa.type_coerce(call.c.parts, sa.Text).label("parts"),

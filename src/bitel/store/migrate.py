@@ -14,7 +14,7 @@ from bitel.store.database import Database
 from bitel.store.db_errors import Fault, StoreUnavailable
 from bitel.store.schema import metadata, schema_compatibility
 
-NEWEST: Final = "0015"
+NEWEST: Final = "0016"
 """The schema's revision that this program works with."""
 
 _INSUFFICIENT_PRIVILEGE: Final = "42501"

@@ -52,6 +52,7 @@ _TERMS: Final = (
     "project_id", "campaign_id", "dialer_id", "recording_id", "lane", "retry_count",
     "retry_interval", "retry_waits", "requested_at", "expires_at", "repeat_count", "language",
     "longest_seconds", "reference", "caller_id", "webhook_id", "menu_id",
+    "machine_detection", "machine_recording_id",
 )  # fmt: skip
 """Columns that all calls of a request share."""
 _terms_of: Final = attrgetter(*_TERMS)
@@ -106,6 +107,7 @@ def place_each(
     for calls in requests:
         e164 = [new.e164 for new in calls]
         recording_ids = {new.recording_id for new in calls}
+        recording_ids |= {new.machine_recording_id for new in calls}
         menu = named_menus.get(calls[0].menu_id or "")
         if menu is not None:
             recording_ids |= menu.recordings
@@ -232,7 +234,7 @@ def _admit_many(
     in_menu = frozenset[str]() if menu is None else menu.recordings
     numbers = {template.project_id: set(e164)}
     admission = _open_admission(conn, [template], numbers, otp_per_number, in_menu)
-    played = {template.recording_id, *in_menu}
+    played = {template.recording_id, template.machine_recording_id, *in_menu}
     return admission, admission.admit(template, e164, played, calls.reserves)
 
 
@@ -365,7 +367,8 @@ def _open_admission(
     if per_day or otp_projects:
         frequency = open_frequency(conn, numbers, per_day, otp_projects, otp_per_number, now)
     # Budgets last: their locks block others.
-    wanted = {new.recording_id for new in calls if new.recording_id is not None}.union(in_menus)
+    played = {each for new in calls for each in (new.recording_id, new.machine_recording_id)}
+    wanted = {each for each in played if each is not None}.union(in_menus)
     found = _PLAYABLE.rows(conn, {"wanted": [(each,) for each in wanted]})
     unused_today = [row.id for row in found if row.used_on < day_of(now)]
     if unused_today:

@@ -15,7 +15,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from bitel.domain.pricing import day_of
 from bitel.errors import ConflictError, NotFoundError, PayloadTooLargeError
 from bitel.store import menus
-from bitel.store.schema import call, has_speech_key, is_waiting, recording
+from bitel.store.schema import (
+    call,
+    has_machine_message,
+    has_speech_key,
+    is_waiting,
+    recording,
+)
 from bitel.store.sql_batch import in_chunks, matches, next_rows
 
 Kind = Literal["upload", "speech"]
@@ -151,6 +157,12 @@ def page(
 
 
 _NEEDED = select(call.c.id).where(*matches(call.c.recording_id), is_waiting).limit(1)
+_NEEDED_FOR_MACHINES = (
+    select(call.c.id)
+    .where(call.c.machine_recording_id == bindparam("recording_id"), has_machine_message)
+    .where(is_waiting)
+    .limit(1)
+)
 
 
 def remove(conn: Connection, project_id: str, recording_id: str, now: float) -> None:
@@ -163,7 +175,9 @@ def remove(conn: Connection, project_id: str, recording_id: str, now: float) -> 
     wanted = {"id": recording_id, "project_id": project_id}
     if conn.execute(_FIND.with_for_update(), wanted).first() is None:
         raise NotFoundError("this project has no recording of that id")
-    is_needed = conn.execute(_NEEDED, {"recording_id": recording_id}).first() is not None
+    needing = (_NEEDED, _NEEDED_FOR_MACHINES)
+    wanted = {"recording_id": recording_id}
+    is_needed = any(conn.execute(each, wanted).first() is not None for each in needing)
     if is_needed or menus.is_needed(conn, recording_id):
         raise ConflictError("calls that are not over need the recording; cancel them or wait")
     gone = update(recording).where(recording.c.id == recording_id)

@@ -25,6 +25,7 @@ from bitel.store.schema import (
     campaign,
     campaign_key,
     cancel_request,
+    has_machine_message,
     has_menu,
     idempotency_key,
     is_waiting,
@@ -210,7 +211,10 @@ _of_menus = (
     .join(menu_recording, menu_recording.c.menu_id == call.c.menu_id)
     .where(menu_recording.c.recording_id == recording.c.id, has_menu, is_waiting)
 )
-_needed = _played | sa.exists(_of_menus)
+_for_machines = sa.select(call.c.id).where(
+    call.c.machine_recording_id == recording.c.id, has_machine_message, is_waiting
+)
+_needed = _played | sa.exists(_of_menus) | sa.exists(_for_machines)
 _UNUSED_RECORDINGS: Final = _old(
     recording,
     recording.c.deleted_at.is_(None) & (recording.c.used_on < sa.bindparam("day")) & ~_needed,

@@ -390,6 +390,8 @@ call = Table(
     Column("caller_id", String(33)),  # NULL: the dialer chooses
     Column("webhook_id", _Id),  # NULL: the project's
     Column("menu_id", _Id),  # NULL: keys do nothing
+    Column("machine_detection", String(8)),  # flag, hangup or message; NULL: none
+    Column("machine_recording_id", _Id),  # played to a machine; NULL: what the call plays
     CheckConstraint("due_at IS NULL OR status = 0", name="final_is_not_due"),
     CheckConstraint("recording_id IS NOT NULL OR digits IS NOT NULL", name="plays_something"),
 )
@@ -472,6 +474,13 @@ _partial_index(
 )
 has_reference = call.c.reference.is_not(None)
 has_own_webhook = call.c.webhook_id.is_not(None)
+has_machine_message = call.c.machine_recording_id.is_not(None)
+_partial_index(
+    "ix_call_machine_recording",
+    has_machine_message,
+    call.c.machine_recording_id,
+    call.c.status,
+)
 has_menu = call.c.menu_id.is_not(None)
 _partial_index("ix_call_menu", has_menu, call.c.menu_id, call.c.status)
 _partial_index("ix_call_webhook", has_own_webhook, call.c.webhook_id)

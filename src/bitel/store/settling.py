@@ -214,6 +214,7 @@ def _settle(
                 is_answered=result.answered_at is not None,
                 keys=result.media.digits if result.media is not None else "",
                 reports=result.media.reports if result.media is not None else (),
+                machine=None if result.media is None else result.media.machine,
             )
             ends.append((row, end))
         if result.is_billed:

@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
+from bitel.recordings import wav
 from bitel.sip.config import AgentConfig
 from bitel.sip.events import Canceled, Ended, Event, Incoming
 from bitel.sip.grammar import Address, HostPort, split_address, user_of
@@ -39,8 +40,8 @@ from bitel.sip.sdp import TELEPHONE_EVENT, NoCommonCodec, SessionDescription, ma
 from bitel.sip.user_agent import UserAgent
 from bitel.sip_transport.tls import TlsFileError, TlsFiles
 from bitel.sip_transport.transport import SipTransport
-from bitel.test_phone.keypad import Keypad
 from bitel.test_phone.rtp_sinks import CountingSink, RecordingSink, RtpSink, write_recording
+from bitel.test_phone.rtp_source import RtpSource
 from bitel.test_phone.rules import Answer, Behaviour, CallHistory, Reject, Ring, Rule, Silent
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class _Call:
     timer: asyncio.TimerHandle | None = None
     answered_at: float | None = None
     hung_up: bool = False
-    pressing: asyncio.Task[None] | None = None
+    sending: list[asyncio.Task[None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +279,23 @@ class Phone:
         self._note(call, "answered")
         self._transport.agent.accept(call.call_id, answer, call.answered_at)
         self._transport.flush()
-        if behaviour.presses and call.offer is not None and call.sink is not None:
+        wants_source = behaviour.presses or behaviour.play
+        if wants_source and call.offer is not None and call.sink is not None:
             info = partial(self._send_info, call)
-            keypad = Keypad(call.offer, answer, call.sink.send, info)
-            call.pressing = self._loop.create_task(keypad.press(behaviour.presses))
+            source = RtpSource(call.offer, answer, call.sink.send, info)
+            call.sending.append(self._loop.create_task(source.press(behaviour.presses)))
+            if behaviour.play:
+                call.sending.append(self._loop.create_task(self._play(source, behaviour.play)))
         if behaviour.hangup is not None:
             call.timer = self._loop.call_later(behaviour.hangup, self._hang_up, call)
+
+    async def _play(self, source: RtpSource, file: str) -> None:
+        try:
+            pcm, _ = await asyncio.to_thread(wav.read, Path(file))
+        except (OSError, ValueError, EOFError) as error:
+            logger.error("%s can't be played: %s", file, error)
+            return
+        await source.play(pcm)
 
     def _send_info(self, call: _Call, key: str) -> None:
         self._transport.agent.send_info(call.call_id, key, self._loop.time())
@@ -316,8 +328,8 @@ class Phone:
             return
         if call.timer is not None:
             call.timer.cancel()
-        if call.pressing is not None:
-            call.pressing.cancel()
+        for task in call.sending:
+            task.cancel()
         packets = 0 if call.sink is None else call.sink.close()
         seconds = 0.0 if call.answered_at is None else self._loop.time() - call.answered_at
         self._note(call, "end", packets=packets, seconds=round(seconds, 3))

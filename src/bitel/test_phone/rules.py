@@ -5,6 +5,7 @@ The grammar:
     rule      = pattern "=" step *("," step)
     step      = behaviour ["*" count]
     behaviour = "answer" [":after=" seconds] [":hangup=" seconds] [":keys=" keys] [":by=" way]
+                 [":play=" file]
               / "busy" / "reject:" code / "ring" / "silent"
 
     keys      = 1*key "@" seconds *("+" 1*key "@" seconds)
@@ -12,6 +13,9 @@ The grammar:
 
 `keys=12@3+9@8` presses 1 and 2 three seconds after the answer, and 9 at eight, as telephone events
 (RFC 4733), by SIP INFO, or as tones in the audio.
+
+`play=greeting.wav` plays a WAV of 16-bit mono PCM at 8 kHz, as an answering machine does; its name
+has no colon, comma or star.
 
 `pattern` is a glob (`fnmatch`: `*`, `?`, `[0-9]`), matched with the number as received and without
 its leading `+`. The steps apply to the number's first call, its second, and so on; the last one is
@@ -68,6 +72,8 @@ class Answer:
     after: float = 1.0
     hangup: float | None = None
     presses: tuple[KeyPresses, ...] = ()
+    play: str = ""
+    """A WAV file that is played after the answer; empty: nothing is."""
 
     def __str__(self) -> str:
         text = f"answer:after={_seconds_text(self.after)}"
@@ -75,7 +81,7 @@ class Answer:
             text += f":hangup={_seconds_text(self.hangup)}"
         if self.presses:
             text += f":keys={'+'.join(map(str, self.presses))}:by={self.presses[0].by}"
-        return text
+        return text + (f":play={self.play}" if self.play else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +194,7 @@ def _behaviour(text: str) -> Behaviour:
         return Reject(_code(options[0]))
     raise RuleError(
         f"{text!r} is not a behaviour; the behaviours are answer[:after=S][:hangup=S]"
-        "[:keys=KEYS@S][:by=event|info|tone], busy, "
+        "[:keys=KEYS@S][:by=event|info|tone][:play=FILE], busy, "
         "reject:CODE, ring and silent"
     )
 
@@ -197,10 +203,10 @@ def _answer(text: str, options: Iterable[str]) -> Answer:
     given: dict[str, str] = {}
     for option in options:
         name, _, value = option.partition("=")
-        if name not in {"after", "hangup", "keys", "by"} or name in given:
+        if name not in {"after", "hangup", "keys", "by", "play"} or name in given:
             raise RuleError(
                 f"{text!r} may say after=SECONDS once, hangup=SECONDS once, keys=KEYS@SECONDS "
-                "once and by=event|info|tone once"
+                "once, by=event|info|tone once and play=FILE once"
             )
         given[name] = value
     by = next((way for way in KEY_WAYS if way == given.get("by", "event")), None)
@@ -210,6 +216,7 @@ def _answer(text: str, options: Iterable[str]) -> Answer:
         _seconds(given["after"]) if "after" in given else Answer().after,
         _seconds(given["hangup"]) if "hangup" in given else None,
         _presses(given["keys"], by) if "keys" in given else (),
+        given.get("play", ""),
     )
 
 

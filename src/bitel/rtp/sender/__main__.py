@@ -27,6 +27,7 @@ from bitel.rtp.ipc import (
     Play,
     Replace,
     Stop,
+    StopAudio,
     encode,
 )
 from bitel.rtp.packet import PCMA
@@ -247,6 +248,8 @@ class Sender:
                 return end
             case Stop(stream, if_awaited):
                 self._table.stop(stream, if_awaited=if_awaited)
+            case StopAudio(stream):
+                self._receiver.rtp.stop_audio(stream)
             case Replace():
                 self._table.replace(command)
             case Change():

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bitel.rtp.bpf import DENSEST, attach, keep_one_in, one_in
-from bitel.rtp.ipc import Change, Pressed
+from bitel.rtp.ipc import Change, Heard, Pressed
 from bitel.rtp.packet import PacketError, RtpHeader
 from bitel.rtp.sender.dtmf_tones import ToneDigits
 from bitel.rtp.stream_spec import Latch, StreamSpec, host_problem
@@ -24,7 +24,10 @@ from bitel.rtp.telephone_event import Digits
 
 MAX_DATAGRAM = 2048  # bytes read of a datagram
 MOST_AT_ONCE = 32  # datagrams read from a socket at a time
+MOST_LISTENING = 512  # the same, of one whose packets all arrive
 MOST_STALE = 1024  # datagrams dropped before a stream begins
+MOST_LOST = 50  # packets in a row that count as lost; more are a new numbering
+MOST_AUDIO = 250  # packets of audio of one stream that wait to be reported
 YOUNG = 0.5  # seconds in which a new stream is sampled densely, to find its source soon
 IN_FLIGHT = 1.0  # seconds after a change in which packets sent before it may arrive
 LINGERING = 5.0  # seconds after a stream's end in which its remote may still send to a shared port
@@ -61,7 +64,11 @@ class RemoteSource:
     tones: ToneDigits | None = None
     """The digits in its audio, if it reports keys and agreed to no telephone events."""
     audio_type: int = -1
-    """Payload type of that audio."""
+    """Payload type of the audio."""
+    audio: list[bytes | None] | None = None
+    """Payloads that are not reported yet, None for lost packets; None: audio is not reported."""
+    next_sequence: int | None = None
+    """Sequence number of the next packet of audio."""
     digits_at: float | None = None
     """Time of the first digit."""
     unexpected: int = 0
@@ -71,6 +78,11 @@ class RemoteSource:
     """Digits that were reported."""
     gap: float = 0.0
     """Longest expected time in seconds between packets read, while the remote sends."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether all of its audio is wanted."""
+        return self.tones is not None or self.audio is not None
 
     @property
     def packets(self) -> int:
@@ -98,6 +110,8 @@ class RemoteSource:
         if header.sequence % one_in == 0:
             self.sampled += one_in
         self.at = now
+        if self.audio is not None and header.payload_type == self.audio_type:
+            self._keep_audio(header, payload)
         if self.tones is not None and header.payload_type == self.audio_type:
             before = len(self.tones.text)
             self.tones.receive(payload)
@@ -109,6 +123,18 @@ class RemoteSource:
             self.events.receive(header.ssrc, header.timestamp, payload)
             if self.digits_at is None and self.events.text:
                 self.digits_at = now
+
+    def _keep_audio(self, header: RtpHeader, payload: bytes) -> None:
+        assert self.audio is not None
+        if self.next_sequence is not None:
+            lost = (header.sequence - self.next_sequence) % 2**16
+            if lost < MOST_LOST:
+                self.audio += [None] * lost
+            elif lost > 2**15:
+                return  # a late or repeated packet
+        self.next_sequence = (header.sequence + 1) % 2**16
+        if len(self.audio) < MOST_AUDIO:
+            self.audio.append(payload)
 
 
 @dataclass(slots=True)
@@ -212,6 +238,8 @@ class RtpReceiver:
         self._ports: dict[int, _Port] = {}
         self._of_stream: dict[int, _Port] = {}
         self._first = 0
+        self._with_audio: set[int] = set()
+        """Streams that report audio."""
         self.pressed: list[Pressed] = []
         """Keys of streams that report them, since the caller has cleared this."""
         self._silence_timeout = 0.0  # the shortest that a stream has had
@@ -223,7 +251,14 @@ class RtpReceiver:
         """Sets the socket of a port."""
         self._ports[port] = _Port(bound)
 
-    def add(self, stream: int, spec: StreamSpec, *, reports_keys: bool = False) -> None:
+    def add(
+        self,
+        stream: int,
+        spec: StreamSpec,
+        *,
+        reports_keys: bool = False,
+        reports_audio: bool = False,
+    ) -> None:
         """Starts receiving for a stream."""
         port = self._ports[spec.port]
         if not port.sources:
@@ -239,11 +274,15 @@ class RtpReceiver:
             spec.awaited,
             port.young_until,
             reports_keys=reports_keys,
+            audio_type=spec.payload_type,
         )
         port.place(source, spec.remote)
         port.set_event_types(source, _event_types_of(spec.event_types, spec.payload_type))
         if reports_keys and spec.tones:
-            source.tones, source.audio_type = ToneDigits(spec.law), spec.payload_type
+            source.tones = ToneDigits(spec.law)
+        if reports_audio:
+            source.audio = []
+            self._with_audio.add(stream)
         self._of_stream[stream] = port
         if timeout := spec.silence_timeout:
             self._silence_timeout = min(timeout, self._silence_timeout or timeout)
@@ -270,12 +309,30 @@ class RtpReceiver:
         source.audio_type = spec.payload_type
         self._set_filter(port, port.one_in)
 
+    def heard(self) -> list[Heard]:
+        """The audio since the last call, of the streams that report it."""
+        found: list[Heard] = []
+        for stream in self._with_audio:
+            audio = self._of_stream[stream].sources[stream].audio
+            if audio:
+                found.append(Heard(stream, tuple(audio)))
+                audio.clear()
+        return found
+
+    def stop_audio(self, stream: int) -> None:
+        """Reports no further audio of a stream."""
+        self._with_audio.discard(stream)
+        port = self._of_stream.get(stream)
+        if port is not None:
+            port.sources[stream].audio = None
+
     def remove(self, stream: int) -> RemoteSource | None:
         """Reads the pending packets of a stream and stops receiving; None if it was not added."""
         port = self._of_stream.get(stream)
         if port is None:
             return None
         self._read(port)
+        self._with_audio.discard(stream)
         del self._of_stream[stream]
         source = port.sources[stream]
         port.remove(source)
@@ -302,7 +359,9 @@ class RtpReceiver:
 
     def _read(self, port: _Port) -> None:
         now = self._clock()
-        for datagram, address in datagrams(port.bound, MOST_AT_ONCE):
+        listens = any(source.listens for source in port.sources.values())
+        most = MOST_LISTENING if listens else MOST_AT_ONCE
+        for datagram, address in datagrams(port.bound, most):
             self._receive(port, datagram, address, now)
         if now >= port.young_until:
             self._set_filter(port, one_in(len(self._of_stream), self._silence_timeout))
@@ -339,9 +398,9 @@ class RtpReceiver:
     def _set_filter(self, port: _Port, wanted: int) -> None:
         """Makes the kernel deliver one audio packet in `wanted`, and all telephone events.
 
-        All of them, while tones are listened for in the audio of one of its streams.
+        All of them, while the audio of one of its streams is listened to.
         """
-        if any(source.tones is not None for source in port.sources.values()):
+        if any(source.listens for source in port.sources.values()):
             wanted = 1
         if wanted == port.one_in and not port.is_stale:
             return

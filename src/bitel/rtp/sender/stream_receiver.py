@@ -35,7 +35,12 @@ class StreamReceiver:
 
     def add(self, command: Play) -> None:
         """Starts receiving for a stream."""
-        self.rtp.add(command.stream, command.spec, reports_keys=command.reports_keys)
+        self.rtp.add(
+            command.stream,
+            command.spec,
+            reports_keys=command.reports_keys,
+            reports_audio=command.reports_audio,
+        )
         self.rtcp.add(command)
         if command.spec.silence_timeout > 0:
             self._inactivity.add(command.stream, command.spec.silence_timeout, self._clock())
@@ -49,7 +54,8 @@ class StreamReceiver:
     def read(self, deadline: float) -> list[Message]:
         """Reads RTP and RTCP and sends RTCP reports, if possible until the deadline.
 
-        Returns the keys that were pressed, and the streams whose `silence_timeout` has expired.
+        Returns audio that is to be reported, the keys that were pressed, and the streams whose
+        `silence_timeout` has expired.
         """
         read_all = self.rtp.read(deadline)
         self.rtcp.send(deadline)
@@ -61,7 +67,8 @@ class StreamReceiver:
         if read_all:
             self._read_all_at = now
         pressed, self.rtp.pressed = self.rtp.pressed, []
-        return [*pressed, *(Silent(stream) for stream in self._inactivity.expired(now))]
+        heard = self.rtp.heard()
+        return [*heard, *pressed, *(Silent(stream) for stream in self._inactivity.expired(now))]
 
     def complete(self, report: StreamReport) -> StreamReport:
         """Ends the stream; returns its report with the reception statistics."""

@@ -1,4 +1,5 @@
-"""Presses keys in a call: as telephone events (RFC 4733), by SIP INFO, or as tones in the audio."""
+"""What the phone sends in a call: a recording, and keys as telephone events (RFC 4733), by SIP INFO,
+or as tones in the audio."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from bitel.g711 import SAMPLE_RATE, alaw_encode, ulaw_encode
+from bitel.g711 import SAMPLE_RATE, Pcm, alaw_encode, ulaw_encode
 from bitel.rtp.packet import SAMPLES_PER_PACKET, VERSION
 from bitel.rtp.telephone_event import KEYS
 from bitel.sip.grammar import HostPort
@@ -31,8 +32,8 @@ PAD: Final = ("123A", "456B", "789C", "*0#D")
 """The keys by the tones of their row and column (ITU-T Q.23)."""
 
 
-class Keypad:
-    """The keys of one answered call.
+class RtpSource:
+    """The audio and the keys of one answered call.
 
     `send` sends an RTP packet to an address, `send_info` a key by INFO.
     """
@@ -64,6 +65,23 @@ class Keypad:
                 await self._press(key, each.by)
                 await asyncio.sleep(each.pause)
 
+    async def play(self, pcm: Pcm) -> None:
+        """Send audio at 8 kHz, a packet every 20 ms."""
+        loop = asyncio.get_running_loop()
+        codes = self._encode(pcm)
+        begun = loop.time()
+        for number, at in enumerate(range(0, len(codes), SAMPLES_PER_PACKET)):
+            payload = codes[at : at + SAMPLES_PER_PACKET]
+            self._send(
+                self._packet(self._codec.payload_type, payload, marker=at == 0), self._remote
+            )
+            self._timestamp += SAMPLES_PER_PACKET
+            await asyncio.sleep(begun + (number + 1) * PACKET_SECONDS - loop.time())
+
+    def _encode(self, pcm: Pcm) -> bytes:
+        encode = alaw_encode if self._codec.name == "PCMA" else ulaw_encode
+        return encode(pcm).tobytes()
+
     async def _press(self, key: str, by: str) -> None:
         if by == "info":
             self._send_info(key)
@@ -86,12 +104,11 @@ class Keypad:
 
     def _tones(self, key: str) -> Iterator[bytes]:
         """The packets of a key's two tones."""
-        encode = alaw_encode if self._codec.name == "PCMA" else ulaw_encode
         row = next(at for at, keys in enumerate(PAD) if key in keys)
         tones = ROWS[row], COLUMNS[PAD[row].index(key)]
         times = np.arange(EVENT_PACKETS * SAMPLES_PER_PACKET) / SAMPLE_RATE
         low, high = (np.sin(2 * np.pi * hertz * times) for hertz in tones)
-        codes = encode(((low + high) * LEVEL).astype(np.int16)).tobytes()
+        codes = self._encode(((low + high) * LEVEL).astype(np.int16))
         for at in range(0, len(codes), SAMPLES_PER_PACKET):
             payload = codes[at : at + SAMPLES_PER_PACKET]
             yield self._packet(self._codec.payload_type, payload, marker=at == 0)
