@@ -6,7 +6,7 @@ import pytest
 
 from bitel.answering_machine import Detector
 from bitel.answering_machine.beep import ToneEnd
-from tests.answering_machine.audio import Payload, detector_after, lost, noise, silence, tone, word
+from tests.support.greeting_audio import Payload, detector_after, lost, noise, silence, tone, word
 
 GREETING = silence(0.2) + word(1.5)
 BEGIN = 1.9  # seconds of the greeting and the pause after it

@@ -16,7 +16,7 @@ from bitel.answering_machine import (
     Verdict,
     measure,
 )
-from tests.answering_machine.audio import (
+from tests.support.greeting_audio import (
     Payload,
     detector_after,
     lost,

@@ -19,7 +19,7 @@ from bitel.answering_machine.messages import (
     Start,
     encode,
 )
-from tests.answering_machine.audio import Payload, silence, tone, word
+from tests.support.greeting_audio import Payload, silence, tone, word
 
 HELLO = silence(0.5) + word(0.4) + silence(2.0)
 MESSAGE = silence(0.2) + word(5.0) + silence(0.3) + tone(0.4, 1000.0) + silence(0.5)

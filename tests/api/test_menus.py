@@ -176,3 +176,33 @@ async def test_a_recording_deleted_while_a_batch_is_placed_is_noticed(sqlite_sta
         refused = await client.post(SINGLE, json=body)
     assert refused.json()["error"] == "InvalidRequest"
     assert len(stage.rows()) == 1
+
+
+async def test_what_is_done_about_machines_is_stored(stage: Stage) -> None:
+    stage.set_balance("1000000")
+    other = stage.new_recording(stage.project_id, 20.0)
+    seconds: list[int] = []
+    async with stage.client() as client:
+        for given in (
+            {"machineDetection": "off"},
+            {"machineDetection": "flag"},
+            {"machineDetection": "message", "machineVoiceId": other},
+        ):
+            answer = await client.post(SINGLE, json=stage.body(**given))
+            assert answer.status_code == 200, answer.text
+            seconds.append(max(row.longest_seconds for row in stage.rows()))
+        refused = await client.delete(f"/api/v2/files/voice/{other}")
+        assert refused.json()["error"] == "Conflict"
+        for given, said in (
+            ({"machineDetection": "maybe"}, "machineDetection"),
+            ({"machineVoiceId": other}, "machineVoiceId needs machineDetection"),
+            ({"machineDetection": "hangup", "machineVoiceId": other}, "machineVoiceId needs"),
+            ({"machineDetection": "message", "machineVoiceId": "a" * 32}, "machineVoiceId names"),
+        ):
+            wrong = await client.post(SINGLE, json=stage.body(**given))
+            assert (wrong.status_code, wrong.json()["error"]) == (400, "InvalidRequest")
+            assert said in wrong.json()["message"]
+    modes = {row.machine_detection for row in stage.rows()}
+    assert modes == {None, "flag", "message"}
+    # The recording of the stage lasts a second.
+    assert seconds == [seconds[0], seconds[0], seconds[0] - 1 + 58]

@@ -41,6 +41,7 @@ class FakeStreamer:
         on_end: Callable[[StreamReport], None],
         on_silence: Callable[[], None],
         on_keys: Callable[[str, float], None] | None = None,
+        on_audio: Callable[[Sequence[bytes | None]], None] | None = None,
     ) -> int:
         self._end, self.silence = on_end, on_silence if spec.silence_timeout else None
         self.did.append("play held" if spec.held else "play")

@@ -129,6 +129,7 @@ def test_calls_without_a_menu_are_written_as_the_version_before_reads_them(
     content = (tmp_path / "j").read_bytes()
     assert b"opted_out" not in content
     assert b"reports" not in content
+    assert b"machine" not in content
 
 
 async def test_an_opt_out_ends_with_its_call(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:

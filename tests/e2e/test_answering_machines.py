@@ -1,4 +1,4 @@
-"""Answering machines in a service: the phone plays a greeting and a beep, and records what follows."""
+"""Answering machines in a service: the phone plays a greeting and a beep, and records."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from bitel.client import CallDetails, Client
 from bitel.demo.stage import Stage
 from bitel.g711 import alaw_decode
 from bitel.recordings import wav
-from tests.answering_machine.audio import Payload, silence, tone, word
 from tests.e2e.test_menus import THANKS, seconds_of
 from tests.e2e.test_menus import tone as upload_tone
+from tests.support.greeting_audio import Payload, sentence, silence, tone
 from tests.support.service_calls import token
 from tests.support.waiting import wait_until
 
 PROMPT = 440.0
-MACHINE, HUMAN, WITHOUT_BEEP = "09120000001", "09120010001", "09120020001"
-BEEP = 1000.0
+MACHINE, HUMAN = "09120000001", "09120010001"
 
 
 def greeting(path: Path, payloads: list[Payload]) -> None:
@@ -28,19 +27,12 @@ def greeting(path: Path, payloads: list[Payload]) -> None:
     wav.write(path, alaw_decode(np.frombuffer(codes, np.uint8)), 8000)
 
 
-def sentence(words: int) -> list[Payload]:
-    spoken: list[Payload] = []
-    for number in range(words):
-        spoken += word(0.32, seed=number) + silence(0.12)
-    return spoken
-
-
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     folder = tmp_path / "e2e"
     folder.mkdir()
-    greeting(folder / "machine.wav",
-             silence(0.6) + sentence(12) + silence(0.4) + tone(0.5, 1400.0, level=-14.0))  # fmt: skip
+    beep = tone(0.5, 1400.0, level=-14.0)
+    greeting(folder / "machine.wav", silence(0.6) + sentence(12) + silence(0.4) + beep)
     greeting(folder / "human.wav", silence(0.5) + sentence(2) + silence(4.0))
     rules = [
         f"98912000*=answer:after=0.1:play={folder / 'machine.wav'}",

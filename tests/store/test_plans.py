@@ -195,7 +195,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "to settle": (settling._MINE.core, {"ids": ROWS, **MINE}, set()),
     "to park": (number_exclusion._PARK.core, {"parked": [("a", 1.0)]}, set()),
     "to end": (endings._TO_END.core, {"ids": ROWS}, set()),
-    "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 16]}, set()),
+    "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 17]}, set()),
     "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
     "again": (endings._DUE_AGAIN.core, {"again": [("a", 1.0)]}, set()),
     "forgotten requests": (endings._FORGET_REQUESTS.core, {"over": ROWS}, set()),
@@ -273,7 +273,7 @@ GIVEN_ROWS: dict[str, tuple[Statement, dict[str, Any]]] = {
     "to settle": (settling._MINE, {"ids": ROWS, **MINE}),
     "to park": (number_exclusion._PARK, {"parked": [("a", 1.0)]}),
     "to end": (endings._TO_END, {"ids": ROWS}),
-    "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 16]}),
+    "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 17]}),
     "ended calls": (endings._END_CALLS, {"ended": [("a",) + (None,) * 5], "now": 1.0}),
     "again": (endings._DUE_AGAIN, {"again": [("a", 1.0)]}),
 }

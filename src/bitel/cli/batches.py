@@ -93,6 +93,8 @@ def batch(
         str | None, Option(metavar="NUMBER", help="One of the dialer's caller ids.")
     ] = None,
     menu: common.Menu = None,
+    machine_detection: common.Machines = None,
+    machine_voice: common.MachineVoice = None,
     webhook: Annotated[
         str | None, Option(metavar="URL", help="Where events are posted, not to the project's URL.")
     ] = None,
@@ -139,6 +141,7 @@ def batch(
         "no_answer_waits": _waits("--no-answer-waits", no_answer_waits),
         "caller_id": caller_id,
         "menu": common.read_menu(menu),
+        "machine_detection": machine_detection,
         "webhook_url": webhook,
         "webhook_events": cast("list[EventType] | None", event or None),
         "server_id": server,
@@ -147,6 +150,8 @@ def batch(
     raw = _read(file)
     if has_recipient_fields(raw, str(file)) or "{" in (text or ""):
         with common.open_client(config) as client, _on_disk(file, raw) as source:
+            if machine_voice is not None:
+                options["machine_voice_id"] = voice_id(client, machine_voice)
             placed = _place_list(client, source, column, voice, text, language, options)
             campaign = client.campaign(placed["campaignId"])
             if wait:
@@ -154,6 +159,8 @@ def batch(
     else:
         found = _numbers(raw, file, column, config)
         with common.open_client(config) as client:
+            if machine_voice is not None:
+                options["machine_voice_id"] = voice_id(client, machine_voice)
             placed = _place_numbers(client, found, file, voice, text, language, options)
             campaign = client.campaign(placed["campaignId"])
             if wait:

@@ -46,6 +46,8 @@ def call(
         str | None, Option(metavar="ID", help="The dialer that places the call.")
     ] = None,
     menu: common.Menu = None,
+    machine_detection: common.Machines = None,
+    machine_voice: common.MachineVoice = None,
     wait: Annotated[bool, Option("--wait", help="Wait until the call is over.")] = False,
     as_json: common.Json = False,
     config: common.Config = None,
@@ -59,6 +61,8 @@ def call(
             retry_count=retries,
             server_id=server,
             menu=common.read_menu(menu),
+            machine_detection=machine_detection,
+            machine_voice_id=None if machine_voice is None else voice_id(client, machine_voice),
         )
         if wait:
             with _spinner(f"calling {number} (`bitel status {placed['id']} --details`)"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 from typer import Argument, BadParameter, Option
 
@@ -49,6 +49,14 @@ Time = Annotated[
 Menu = Annotated[
     Path | None,
     Option(metavar="FILE", help="A JSON file that says what keys do, as `menu` of the API."),
+]
+Machines = Annotated[
+    Literal["off", "flag", "hangup", "message"] | None,
+    Option(metavar="MODE", help="If a machine answers: off, flag, hangup or message."),
+]
+MachineVoice = Annotated[
+    str | None,
+    Option(metavar="FILE_OR_ID", help="With --machine-detection message: what a machine gets."),
 ]
 Column = Annotated[
     str | None,

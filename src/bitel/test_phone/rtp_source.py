@@ -1,5 +1,7 @@
-"""What the phone sends in a call: a recording, and keys as telephone events (RFC 4733), by SIP INFO,
-or as tones in the audio."""
+"""What the phone sends in a call: a recording, and keys.
+
+Keys are telephone events (RFC 4733), SIP INFO, or tones in the audio.
+"""
 
 from __future__ import annotations
 

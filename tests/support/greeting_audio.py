@@ -38,6 +38,14 @@ def word(seconds: float, level: float = -20.0, seed: int = 1) -> list[Payload]:
     return packets(made / np.sqrt(np.mean(made**2)) * 10 ** (level / 20))
 
 
+def sentence(words: int) -> list[Payload]:
+    """Words with short pauses, as in a greeting."""
+    spoken: list[Payload] = []
+    for number in range(words):
+        spoken += word(0.32, seed=number) + silence(0.12)
+    return spoken
+
+
 def tone(seconds: float, *hertz: float, level: float = -20.0) -> list[Payload]:
     """Steady sines, each of that level."""
     at = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
