@@ -14,10 +14,11 @@ from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.dialer_groups import DialerGroup, Membership
 from bitel.domain.ids import new_id
 from bitel.domain.retry import RetryAt
-from bitel.store import campaigns, claims, leases, number_exclusion, recovery
+from bitel.store import campaigns, claims, leases, number_exclusion, pausing, recovery
 from bitel.store.campaigns import Campaign
-from bitel.store.dialer_groups import SEEN_WITHIN
+from bitel.store.dialer_groups import PATIENCE, SEEN_WITHIN
 from bitel.store.leases import Lease, WorkerState
+from bitel.store.pausing import Pause
 from bitel.store.schema import call
 from tests.support import call_rows, factories
 
@@ -46,11 +47,11 @@ class Two:
     def ids(self, dialer_id: str, limit: int = 100, **more: Any) -> list[str]:
         return [one.call_id for one in self.claim(dialer_id, limit, **more)]
 
-    def due(self, dialer_id: str, lanes: Sequence[Lane] = tuple(Lane), **more: Any) -> float | None:
+    def due(self, dialer_id: str, lanes: Sequence[Lane] = tuple(Lane)) -> float | None:
         members = [self.members[dialer_id]]
         now = self.world.clock()
         return self.world.do(
-            lambda conn: claims.next_due(conn, dialer_id, now, lanes, groups=members, **more)
+            lambda conn: claims.next_due(conn, dialer_id, now, lanes, groups=members)
         ).due_at
 
     def state(self, dialer_id: str, **state: Any) -> None:
@@ -128,9 +129,9 @@ def test_the_next_one_takes_them_while_it_can_not(
 
 def test_a_dialer_whose_worker_is_silent_is_not_waited_for(make: Callable[..., Two]) -> None:
     two = make()
-    placed = two.place()
     two.world.clock.now += SEEN_WITHIN - 1
     two.state("b")
+    placed = two.place()
     assert two.ids("b") == []
     two.world.clock.now += 2
     assert two.ids("b") == [placed]
@@ -142,9 +143,38 @@ def test_a_dialer_that_has_room_and_takes_nothing_is_not_waited_for_long(
     two = make()
     placed = [two.place(), *two.place_campaign(2)]
     paced = two.place_campaign(2, calls_per_second=1.0)
+    assert two.due("b") is None
     assert two.ids("b") == []
-    assert set(two.ids("b", is_overdue=True)) == set(placed)
-    assert set(two.ids("a")) == set(paced)
+    two.world.clock.now += PATIENCE + 0.1
+    two.state("a")
+    new = two.place()
+    assert two.due("b") is not None
+    assert set(two.ids("b")) == set(placed), "not what has just come"
+    assert set(two.ids("a")) == {new, *paced}
+
+
+def test_what_a_paused_project_has_waiting_changes_no_turn(make: Callable[..., Two]) -> None:
+    two = make()
+    two.place()
+    other = two.world.another("other")
+    pause = Pause("project", two.world.project_id, "repairs", two.world.clock())
+    two.world.do(lambda conn: pausing.add(conn, pause))
+    two.world.clock.now += PATIENCE + 10
+    two.state("a")
+    new = other.place(dialer_id=GROUP)
+    assert two.ids("b") == []
+    assert two.ids("a") == [new]
+
+
+def test_the_backlog_of_a_paced_campaign_changes_no_weight(make: Callable[..., Two]) -> None:
+    two = make(weights=(3.0, 1.0))
+    two.place_campaign(5, calls_per_second=0.1)
+    two.world.clock.now += PATIENCE + 10
+    two.state("a")
+    for _ in range(20):
+        two.place()
+    alone = [one for one in two.claim("b") if one.campaign_id is None]
+    assert len(alone) == 1
 
 
 def test_all_attempts_of_a_call_show_one_caller_id(make: Callable[..., Two]) -> None:
@@ -156,8 +186,8 @@ def test_all_attempts_of_a_call_show_one_caller_id(make: Callable[..., Two]) -> 
     for one in first.values():
         two.retry(one)
     two.state("a", up=False)
-    assert two.ids("b") == two.ids("b", is_overdue=True) == []
-    assert two.due("b") is two.due("b", is_overdue=True) is None
+    assert two.ids("b") == []
+    assert two.due("b") is None
     assert {two.world.call(key).status for key in (alone, in_campaign)} == {CallStatus.WAITING}
 
     again = {one.call_id: one.caller_id for one in two.claim("a")}

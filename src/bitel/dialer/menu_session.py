@@ -53,6 +53,7 @@ class MenuSession:
         self._step: MenuStep | None = None
         self._opting_out: asyncio.Task[None] | None = None
         self._is_stopped = False
+        self._rtp_keys = 0
 
     @property
     def reports(self) -> tuple[str, ...]:
@@ -73,7 +74,8 @@ class MenuSession:
         return self._expanded(self._run.begin())
 
     def press_rtp(self, keys: str, at: float) -> None:
-        """Follow keys that came as telephone events."""
+        """Follow keys that came in the audio stream."""
+        self._rtp_keys += len(keys)
         self._press(keys, "rtp")
 
     def press_info(self, keys: str) -> None:
@@ -81,23 +83,35 @@ class MenuSession:
         self._press(keys, "info")
 
     def _press(self, keys: str, source: KeySource) -> None:
-        self._source = self._source or source
-        if source != self._source or self._is_stopped:
+        if self._source not in (None, source) or self._is_stopped:
             return
         for key in keys:
             step = self._run.press(key)
             if step is None:
                 continue
+            # Only a key that does something: one that is misheard must not make all others void.
+            self._source = source
             self._step = step
             if step.opt_out:
                 # Until it is stored, as it waits for a key: then silence ends the call.
                 self._replace(self._expanded(self._run.silence))
+                if self._opting_out is not None:
+                    self._opting_out.cancel()
                 self._opting_out = asyncio.create_task(self._confirm(step))
             else:
                 self._replace(self._expanded(step.play))
 
+    def finish(self, digits: str) -> None:
+        """End with the call; `digits` are all that came in its audio stream.
+
+        The last of them may not have been reported before the end. An opt-out that is not stored
+        yet is stored with the call's end.
+        """
+        self.press_rtp(digits[self._rtp_keys :], 0.0)
+        self.close()
+
     def close(self) -> None:
-        """End with the call. An opt-out that is not stored yet is stored with the call's end."""
+        """Wait for no opt-out any more."""
         if self._opting_out is not None:
             self._opting_out.cancel()
 

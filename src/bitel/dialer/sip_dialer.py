@@ -393,7 +393,7 @@ class SipTrunkDialer(Dialer):
         leg.ending.add_done_callback(attempt.call_is_ending)
         report = await media.over
         if attempt.menu_session is not None:
-            attempt.menu_session.close()
+            attempt.menu_session.finish(report.digits)
         if watch is not None:
             watch.close()
         attempt.stopped_at = attempt.now()

@@ -60,9 +60,6 @@ from bitel.store.settling import Settlement
 
 log = structlog.get_logger(__name__)
 
-PATIENCE: Final = 5.0
-"""Seconds for which a dialer waits for another of its group to take a call."""
-
 STALE_CLAIM = 10.0
 """Age in seconds from which a claim is requeued instead of dialled: this process was suspended."""
 
@@ -214,11 +211,11 @@ class Dispatcher:
         """More calls were due at the last claim than it might begin."""
         self._is_free = False
         """At the last look it could begin more calls than were due."""
-        self._is_overdue = False
-        """Calls of its groups wait although it is another dialer's turn."""
+        self._looks_free = False
+        """The same, at a look that is under way."""
         self._claimed_before = 0
         self._queues = (dialer_id, *(each.group.id for each in groups))
-        self._due_page, self._overdue_page, self._claim_page = Page(), Page(), Page()
+        self._due_page, self._claim_page = Page(), Page()
         self._expiry_pages = {queue_id: Page() for queue_id in self._queues}
         self._wake_event = asyncio.Event()
         self._cancel_event = asyncio.Event()
@@ -489,7 +486,13 @@ class Dispatcher:
 
     async def _claim_due(self) -> float:
         """Claim and start the calls that may start now; returns the seconds until the next try."""
-        self._is_free = False
+        self._looks_free = False
+        try:
+            return await self._look()
+        finally:
+            self._is_free = self._looks_free
+
+    async def _look(self) -> float:
         if self._doubtful:
             await self._undo_doubtful()
         now = self._monotonic()
@@ -527,7 +530,7 @@ class Dispatcher:
             at = None if paused.reason else due.earliest
             wait = _POLL if at is None else at - self._clock()
             if wait > 0:
-                self._is_free = room.others > 0 and not paused.reason
+                self._looks_free = room.others > 0 and not paused.reason
                 return min(wait, _POLL)
         claimed_at = self._monotonic()
         expired, claimed = await self._database.write(
@@ -540,8 +543,7 @@ class Dispatcher:
         if claimed:
             self._mark.note(max(one.attempt_id for one in claimed))
         self._is_hungry = self._more_due = len(claimed) == allowed
-        self._is_free = len(claimed) < min(allowed, room.others) and not self._paused.reason
-        self._is_overdue = False
+        self._looks_free = len(claimed) < min(allowed, room.others) and not self._paused.reason
         self._shares.rate.take(self._monotonic(), len(claimed))
         self.figures.claimed += len(claimed)
         for number, claim in enumerate(claimed, 1):
@@ -563,23 +565,9 @@ class Dispatcher:
                 self._last_campaign.popitem(last=False)
 
     def _next_due(self, conn: Connection, lanes: Sequence[Lane]) -> NextDue:
-        now, ahead = self._clock(), self._ahead()
-        due = claims.next_due(conn, self.dialer_id, now, lanes, ahead, self._due_page, self._groups)
-        if not self._groups:
-            return due
-        # Those that any dialer of its groups may take.
-        late = claims.next_due(
-            conn,
-            self.dialer_id,
-            now,
-            lanes,
-            ahead,
-            self._overdue_page,
-            self._groups,
-            is_overdue=True,
+        return claims.next_due(
+            conn, self.dialer_id, self._clock(), lanes, self._ahead(), self._due_page, self._groups
         )
-        self._is_overdue = late.due_at is not None and late.due_at < now - PATIENCE
-        return late if self._is_overdue else due
 
     def _expire(self, conn: Connection) -> int:
         now, ahead = self._clock(), self._ahead()
@@ -649,7 +637,6 @@ class Dispatcher:
             self._campaign_pace,
             self._claim_page,
             self._groups,
-            is_overdue=self._is_overdue,
         )
         return expired, claimed
 
@@ -869,9 +856,12 @@ class Dispatcher:
     def _find_occupied(self, conn: Connection) -> None:
         """Count the channels of calls whose worker is gone: there may be some if one has gone."""
         dialers = self._shares.group.dialer_ids
-        workers = {(e.dialer_id, e.epoch) for each in dialers for e in leases.workers(conn, each)}
+        # Those of its groups, too: they dial the same campaigns.
+        related = {*dialers, *(each for of in self._groups for each in of.group.dialers)}
+        workers = {(e.dialer_id, e.epoch) for each in related for e in leases.workers(conn, each)}
         self._campaign_pace.workers = sum(each == self.dialer_id for each, _ in workers)
-        if workers != self._seen_workers or self._shares.occupied.channels:
+        occupied = self._shares.occupied
+        if workers != self._seen_workers or occupied.channels or occupied.by_campaign:
             now = self._clock()
             self._shares.occupied = number_exclusion.occupied(conn, dialers, now)
             self._seen_workers = workers

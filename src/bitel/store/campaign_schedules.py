@@ -143,8 +143,9 @@ def _first_due(*conditions: sa.ColumnElement[bool]) -> sa.Label[float | None]:
 
 _takes_paced = sa.bindparam("takes_paced", type_=sa.Boolean()).is_(sa.true())
 _is_paced = sa.or_(campaign.c.calls_per_second.is_not(None), campaign.c.max_channels.is_not(None))
-_may_take = fair_queue.may_take(
-    call, sa.case((_is_paced, _takes_paced), else_=fair_queue.takes_new)
+_may_take = sa.case(
+    (_is_paced, fair_queue.may_take(call, _takes_paced, overdue=sa.false())),
+    else_=fair_queue.may_take(call),
 )
 _COLUMNS: Final = campaign.c[
     "id", "project_id", "dialer_id", "requested_at", "start_at", "time_to_live", "end_at", "window",

@@ -80,6 +80,7 @@ _LOOK_AT: Final = 200
 _NEVER_DIALLED: Final = "its claim was not known to be durable"
 
 _NO_HOUR: Final = "no hour is allowed in all time zones of the number; give its timeZone"
+_NO_MENU: Final = "its menu is missing"
 _UNRENDERED_WAIT: Final = 1.0
 """Seconds until a call is looked at again whose text was not rendered yet."""
 
@@ -126,8 +127,6 @@ def claim(
     pace: Pace = _NO_PACE,
     page: Page | None = None,
     groups: Sequence[Membership] = (),
-    *,
-    is_overdue: bool = False,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
@@ -143,7 +142,6 @@ def claim(
         after_campaign: the same for the campaigns of each project.
         pace: limits the calls of each campaign.
         groups: those of the dialer; it claims from their queues too.
-        is_overdue: as for `dialer_groups.turns`.
 
     Raises LostLease when another worker has taken over.
     """
@@ -153,7 +151,7 @@ def claim(
     paused = pausing.in_force(conn, lease.dialer_id)
     if paused.reason:
         return []
-    of_groups = dialer_groups.turns(conn, groups, now, is_overdue=is_overdue) if groups else []
+    of_groups = dialer_groups.turns(conn, groups, now) if groups else []
     schedules = _schedules(conn, lease.dialer_id, now, ahead, page, of_groups)
     closed = {} if schedules is None else schedules.closed_projects()
     alone = set[Lane]()
@@ -176,7 +174,7 @@ def claim(
     claimed: list[Claim] = []
     budgets = None if schedules is None else CampaignBudgets(pace)
     queue = _Queue(lease.dialer_id, now, schedules, after_campaign, budgets,
-                   {turn.queue: turn for turn in of_groups}, Counter())  # fmt: skip
+                   {turn.queue: turn for turn in of_groups}, Counter(), {})  # fmt: skip
     for look in range(_LOOKS):
         # Calls that can't be dialled must take neither a place nor their project's turn.
         picked = _pick(conn, queue, turns, room, _LOOK_AT if look else 0, now)
@@ -209,6 +207,8 @@ class _Queue(NamedTuple):
     """The dialer's turns in its groups, by the group."""
     new: Counter[str]
     """New calls that were claimed, by group."""
+    menus: dict[str, Menu]
+    """Those of the calls that were picked."""
 
     def expires_at(self, row: DueCall) -> float:
         """The time from which the call is not dialled any more."""
@@ -223,12 +223,16 @@ class _Queue(NamedTuple):
         left = {key: turn.new - self.new[key] for key, turn in self.groups.items()}
         kept = []
         for row in rows:
-            if row.dialer_id in left and row.caller_id is None and not self._is_paced(row):
+            is_new = row.dialer_id in left and row.caller_id is None
+            if is_new and not self._is_paced(row) and not self._is_overdue(row):
                 left[row.dialer_id] -= 1
                 if left[row.dialer_id] < 0:
                     continue
             kept.append(row)
         return kept
+
+    def _is_overdue(self, row: DueCall) -> bool:
+        return row.due_at <= self.groups[row.dialer_id].overdue_before
 
     def _is_paced(self, row: DueCall) -> bool:
         of = self.schedules.campaigns if self.schedules is not None else {}
@@ -558,15 +562,13 @@ def next_due(
     ahead: float = 0.0,
     page: Page | None = None,
     groups: Sequence[Membership] = (),
-    *,
-    is_overdue: bool = False,
 ) -> NextDue:
     """When a waiting call of the dialer becomes due in one of the lanes, or in any lane expires.
 
     Calls of campaigns that have no turn at `now` are left out, and calls of its groups that are for
     other dialers.
     """
-    turns = dialer_groups.turns(conn, groups, now, is_overdue=is_overdue) if groups else []
+    turns = dialer_groups.turns(conn, groups, now) if groups else []
     (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
     due: list[float | None] = [row.due_at]
     if len(lanes) < len(Lane):
@@ -593,6 +595,9 @@ def _ready(conn: Connection, picked: list[DueCall], queue: _Queue) -> list[DueCa
 
     Calls whose callee's clock does not allow it, and whose text is not rendered, wait.
     """
+    named = [row.menu_id for row in picked if row.menu_id is not None]
+    if named:
+        queue.menus.update(menus.find(conn, named))
     otp = [(row.project_id, row.e164, row.id) for row in picked if row.lane == Lane.OTP]
     superseded = one_time_passwords.superseded(conn, otp) if otp else set()
     ends: list[CallEnd] = []
@@ -609,6 +614,9 @@ def _ready(conn: Connection, picked: list[DueCall], queue: _Queue) -> list[DueCa
             ends.append(CallEnd(row.id, CallStatus.ERROR, reason=_NO_HOUR))
         elif opening is not None:
             late.append((row.id, opening))
+        elif row.menu_id is not None and row.menu_id not in queue.menus:
+            # Without it the callee could not opt out.
+            ends.append(CallEnd(row.id, CallStatus.ERROR, reason=_NO_MENU))
         elif row.parts == "":
             late.append((row.id, queue.now + _UNRENDERED_WAIT))
             if queue.budgets is not None:
@@ -648,10 +656,8 @@ def _take(conn: Connection, lease: Lease, rows: list[DueCall], queue: _Queue) ->
     asking = [row for row in rows if row.webhook_id is not None or row.webhook_events]
     own = event_rows.own_types(conn, asking) if asking else {}
     events = {row.id: event_rows.types_of(row, own) for row in asking}
-    named = [row.menu_id for row in rows if row.menu_id is not None]
-    found = menus.find(conn, named) if named else {}
     claims = [
-        _claim(attempt_id, row, queue, events.get(row.id, ()), found.get(row.menu_id or ""))
+        _claim(attempt_id, row, queue, events.get(row.id, ()), queue.menus.get(row.menu_id or ""))
         for attempt_id, row in zip(ids, rows, strict=True)
     ]
     taken = [

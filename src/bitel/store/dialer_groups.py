@@ -8,10 +8,13 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from bitel.domain.dialer_groups import MOST, Membership, allowance
+from bitel.domain.dialer_groups import Membership, allowance
 from bitel.store.schema import group_dialer, worker
 from bitel.store.sql_batch import Statement, is_among, matches
 
+PATIENCE: Final = 5.0
+"""Seconds for which a dialer waits for another of its group to take a call."""
+_NEVER: Final = -1.0
 SEEN_WITHIN: Final = 10.0
 """Seconds since its last heartbeat for which a worker counts as free."""
 
@@ -50,6 +53,8 @@ class GroupTurn(NamedTuple):
     takes_paced: bool
     """Whether it may take new calls of campaigns that have limits of their own. With weights these
     limits are shared by weight, so no dialer need wait for another."""
+    overdue_before: float
+    """New calls that were due before that it may take in any case."""
     before: float
     """What it has taken, to be noted with what it takes now."""
 
@@ -63,18 +68,13 @@ class GroupTurn(NamedTuple):
         return {
             "caller_ids": [(each,) for each in sorted(self.of.caller_ids)],
             "takes_new": self.takes_paced if is_paced else self.new > 0,
+            # Calls of a paced campaign are due long before their turn.
+            "overdue_before": _NEVER if is_paced else self.overdue_before,
         }
 
 
-def turns(
-    conn: Connection, groups: Sequence[Membership], now: float, *, is_overdue: bool = False
-) -> list[GroupTurn]:
-    """The turns of a dialer in its groups.
-
-    Args:
-        is_overdue: calls have waited for long, so the dialer whose turn it is does not take them.
-            Those of campaigns with limits of their own wait in any case.
-    """
+def turns(conn: Connection, groups: Sequence[Membership], now: float) -> list[GroupTurn]:
+    """The turns of a dialer in its groups."""
     found = []
     for each in groups:
         dialers = [(one,) for one in each.group.dialers]
@@ -85,7 +85,7 @@ def turns(
             taken = {row.dialer_id: row.taken for row in counts}
         new, before = allowance(each, {row.dialer_id for row in rows}, taken)
         takes_paced = new > 0 or bool(each.group.weights)
-        found.append(GroupTurn(each, MOST if is_overdue else new, takes_paced, before))
+        found.append(GroupTurn(each, new, takes_paced, now - PATIENCE, before))
     return found
 
 

@@ -421,12 +421,19 @@ CAMPAIGN_CALLS: Final = FairQueue(
 takes_new: Final = sa.bindparam("takes_new", type_=sa.Boolean()).is_(sa.true())
 
 
-def may_take(one: sa.FromClause, new: sa.ColumnElement[bool] = takes_new) -> sa.ColumnElement[bool]:
+def may_take(
+    one: sa.FromClause,
+    new: sa.ColumnElement[bool] = takes_new,
+    overdue: sa.ColumnElement[bool] | None = None,
+) -> sa.ColumnElement[bool]:
     """Whether a dialer may take a call of its group: see `dialer_groups.GroupTurn.parameters`.
 
-    `new` is the condition for calls that have no caller id yet.
+    `new` is the condition for calls that have no caller id yet, `overdue` for those of them that
+    have waited for too long; None: by the parameter.
     """
-    is_new = sa.and_(one.c.caller_id.is_(None), new)
+    before = one.c.due_at <= sa.bindparam("overdue_before", type_=sa.Double())
+    is_overdue = before if overdue is None else overdue
+    is_new = sa.and_(one.c.caller_id.is_(None), sa.or_(new, is_overdue))
     return sa.or_(is_new, one.c.caller_id.in_(sa.select(_shown.c.caller_id)))
 
 

@@ -16,7 +16,7 @@ from bitel.store.sql_batch import Statement, in_chunks, is_among, matches
 _NAME: Final = sa.text(
     """
     INSERT INTO menu (id, project_id, body) VALUES (:id, :project_id, :body)
-    ON CONFLICT (id) DO NOTHING
+    ON CONFLICT (id) DO UPDATE SET body = excluded.body
     """
 )
 _NAME_RECORDING: Final = sa.text(
@@ -25,16 +25,14 @@ _NAME_RECORDING: Final = sa.text(
     ON CONFLICT (menu_id, recording_id) DO NOTHING
     """
 )
-_LOCK: Final = (
-    sa.select(menu.c.id).where(*matches(menu.c.id)).with_for_update(read=True, key_share=True)
-)
 
 
 def add(conn: Connection, new: RequestMenu) -> None:
-    """Store the menu of a request, in the transaction that places its calls."""
+    """Store the menu of a request, in the transaction that places its calls.
+
+    The row is locked, or made anew, so that it is not deleted before the calls are placed.
+    """
     conn.execute(_NAME, {"id": new.id, "project_id": new.project_id, "body": new.body})
-    # One that was there already must not be deleted before the calls are placed.
-    conn.execute(_LOCK, {"id": new.id})
     for recording_id in sorted(new.recordings):
         conn.execute(_NAME_RECORDING, {"menu_id": new.id, "recording_id": recording_id})
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_ids
 from bitel.domain.pricing import MOST_MONEY, NOTHING, Bill
@@ -123,7 +123,10 @@ def settle(
 
     Raises Unstorable for times and amounts out of range, and writes nothing then.
     """
-    if not settlements or not leases.holds(conn, lease):
+    if not settlements:
+        return set()
+    _keep_opt_outs(conn, settlements)
+    if not leases.holds(conn, lease):
         return set()
     offered = _by_attempt(settlements)
     mine = {"ids": [(key,) for key in offered], "dialer_id": lease.dialer_id, "epoch": lease.epoch}
@@ -139,6 +142,7 @@ def settle_journaled(
     """
     if not settlements:
         return set()
+    _keep_opt_outs(conn, settlements)
     # Each `settle` shares this lock until its commit, so that we see what it has written.
     conn.execute(sa.select(dialer.c.epoch).where(dialer.c.id == dialer_id).with_for_update())
     offered = _by_attempt(settlements)
@@ -162,6 +166,7 @@ def minimal(attempt_id: str, call_id: str, result: AttemptResult, now: float) ->
         result.started_at if math.isfinite(result.started_at) else now,
         now,
         answered_at if answered_at is not None and math.isfinite(answered_at) else None,
+        media=Media(None, opted_out=True) if _has_opted_out(result) else None,
     )
     decision = (
         Finish(CallStatus.UNKNOWN)
@@ -169,6 +174,28 @@ def minimal(attempt_id: str, call_id: str, result: AttemptResult, now: float) ->
         else Finish(CallStatus.ERROR, "the end of its last attempt could not be stored")
     )
     return Settlement(attempt_id, call_id, reduced, decision)
+
+
+_NUMBERS: Final = Statement(
+    sa.select(*call.c["project_id", "e164"]).where(
+        is_among(call.c.id, "calls"), call.c.e164 != sa.literal_column("''")
+    )
+)
+
+
+def _has_opted_out(result: AttemptResult) -> bool:
+    return result.media is not None and result.media.opted_out
+
+
+def _keep_opt_outs(conn: Connection, settlements: Iterable[Settlement]) -> None:
+    """Put the numbers of keyed opt-outs on the do-not-call list.
+
+    Whether or not the attempt is still the worker's: what the callee wants counts in any case.
+    """
+    calls = [(one.call_id,) for one in settlements if _has_opted_out(one.result)]
+    if calls:
+        for row in _NUMBERS.rows(conn, {"calls": calls}):
+            do_not_call.add(conn, row.project_id, row.e164)
 
 
 def _by_attempt(settlements: Iterable[Settlement]) -> dict[str, Settlement]:
@@ -234,9 +261,7 @@ def _settle(
         ]
         call_events.write(conn, completed)
     for row in rows:
-        result = offered[row.id].result
-        is_unwanted = row.unwanted_to_do_not_call and result.sip_code == UNWANTED
-        if is_unwanted or (result.media is not None and result.media.opted_out):
+        if row.unwanted_to_do_not_call and offered[row.id].result.sip_code == UNWANTED:
             do_not_call.add(conn, row.project_id, row.e164)
     return {row.id for row in rows}
 

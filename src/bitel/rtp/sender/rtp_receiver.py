@@ -63,6 +63,8 @@ class RemoteSource:
     events: Digits | None = None
     tones: ToneDigits | None = None
     """The digits in its audio, if it reports keys and agreed to no telephone events."""
+    digits_before: str = ""
+    """Those before the remote last agreed to telephone events, or to none."""
     audio_type: int = -1
     """Payload type of the audio."""
     audio: list[bytes | None] | None = None
@@ -93,8 +95,8 @@ class RemoteSource:
     def digits(self) -> str:
         """The telephone events, or the tones, as digits."""
         if self.tones is not None:
-            return self.tones.text
-        return self.events.text if self.events else ""
+            return self.digits_before + self.tones.text
+        return self.digits_before + (self.events.text if self.events else "")
 
     def accepts(self, ssrc: int) -> bool:
         """Whether a packet from its address with this SSRC is accepted."""
@@ -307,6 +309,9 @@ class RtpReceiver:
         types = source.event_types.union(spec.event_types)
         port.set_event_types(source, _event_types_of(types, spec.payload_type))
         source.audio_type = spec.payload_type
+        if source.reports_keys and spec.tones != (source.tones is not None):
+            source.digits_before = source.digits
+            source.tones, source.events = ToneDigits(spec.law) if spec.tones else None, None
         self._set_filter(port, port.one_in)
 
     def heard(self) -> list[Heard]:
