@@ -74,6 +74,30 @@ async def test_keys_that_come_both_ways_count_once(first: str) -> None:
     assert heard.session.reports == ()
 
 
+async def test_a_key_that_does_nothing_fixes_no_source() -> None:
+    """A tone that was misheard in speech would make all real keys void."""
+    heard = Heard()
+    heard.session.press_rtp("5", 0.0)
+    heard.session.press_info("1")
+    assert heard.session.reports == ("yes",)
+
+
+async def test_a_key_that_is_first_known_from_the_end_of_the_stream_counts() -> None:
+    """The callee hung up right after it."""
+    heard = Heard()
+    heard.session.press_rtp("5", 0.0)
+    heard.session.finish("59")
+    assert heard.session.has_opted_out
+    heard.session.close()
+
+
+async def test_keys_that_were_reported_count_once_at_the_end() -> None:
+    heard = Heard()
+    heard.session.press_rtp("2", 0.0)
+    heard.session.finish("2")
+    assert len(heard.played) == 1
+
+
 async def test_an_opt_out_is_confirmed_once_it_is_stored() -> None:
     heard = Heard()
     heard.session.press_info("9")

@@ -102,6 +102,31 @@ def test_the_end_of_the_call_writes_it_too(world: World, *, opted_out: bool) -> 
     assert world.count(campaign_key) == 0
 
 
+@pytest.mark.parametrize("journaled", [True, False])
+def test_it_counts_though_another_worker_has_taken_the_call_over(
+    world: World, *, journaled: bool
+) -> None:
+    former = world.take_over()
+    one = settlement(world, PRESSED)
+    now = world.clock()
+    world.take_over()
+    if journaled:
+        written = world.do(lambda conn: settling.settle_journaled(conn, "main", [one], now))
+    else:
+        written = world.do(lambda conn: settling.settle(conn, former, [one], now))
+    assert written == set()
+    e164 = world.do(lambda conn: conn.execute(select(call.c.e164)).scalar_one())
+    assert world.do(lambda conn: do_not_call.contains_many(conn, world.project_id, {e164}))
+
+
+def test_it_is_kept_of_a_result_that_can_not_be_stored(world: World) -> None:
+    one = settlement(world, PRESSED)
+    reduced = settling.minimal(one.attempt_id, one.call_id, one.result, world.clock())
+    world.do(lambda conn: settling.settle_journaled(conn, "main", [reduced], world.clock()))
+    e164 = world.do(lambda conn: conn.execute(select(call.c.e164)).scalar_one())
+    assert world.do(lambda conn: do_not_call.contains_many(conn, world.project_id, {e164}))
+
+
 @pytest.mark.parametrize("size", [1, 400])
 def test_the_journal_keeps_it_even_where_it_drops_the_rest(tmp_path: Path, size: int) -> None:
     media = PRESSED._replace(digits="1" * 200, reports=("word",) * size)

@@ -423,11 +423,23 @@ async def test_tones_in_the_audio_are_keys_where_there_are_no_events(
         far.socket.sendto(packet + codes[160 * sequence :][:160], (HOST, port))
         await asyncio.sleep(0.005)
     await until(lambda: keys)
+    # A new offer agrees to telephone events after all, and a later one to none again.
+    streamer.change(stream, spec._replace(tones=False))
+    event = pack(RtpHeader(101, 10, 1600, 1, marker=True)) + b"\x07\x80\x03\x20"
+    while len(keys) < 2:
+        far.socket.sendto(event, (HOST, port))
+        await asyncio.sleep(0.005)
+    streamer.change(stream, spec)
+    await asyncio.sleep(0)
+    for sequence in range(20):
+        packet = pack(RtpHeader(8, 20 + sequence, 3200 + 160 * sequence, 1))
+        far.socket.sendto(packet + codes[160 * sequence :][:160].ljust(160, b"\xd5"), (HOST, port))
+        await asyncio.sleep(0.005)
+    await until(lambda: len(keys) == 3)
     streamer.stop_stream(stream)
     await ends.wait()
-    assert keys == ["5"]
-    assert ends.reports[stream].digits == "5"
-    assert ends.reports[stream].received == 10
+    assert keys == ["5", "7", "5"]
+    assert ends.reports[stream].digits == "575"
     await streamer.stop()
 
 

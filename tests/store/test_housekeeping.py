@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 import structlog
 
 from bitel.domain.calls import CallStatus
+from bitel.domain.limit_shares import Demand
 from bitel.maintenance.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
-from bitel.store import leases, recovery
+from bitel.store import leases, recovery, worker_shares
 from bitel.store.leases import Lease, Slot
+from bitel.store.schema import worker, worker_share
+from bitel.store.worker_shares import Need
 from tests.support import call_rows
 from tests.support.clocks import FakeClock
 
@@ -42,10 +46,12 @@ def test_calls_of_dialers_that_are_gone_expire_in_time(world: World) -> None:
 class Rounds:
     """A process that has no dialer but `main`, and whose rounds come every ten seconds."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, grouped_ids: Sequence[str] = ()) -> None:
         self.world = world
         self.monotonic = FakeClock(50.0)
-        self.keeper = Housekeeper(world.database, ["main"], world.clock, self.monotonic)
+        self.keeper = Housekeeper(
+            world.database, ["main"], world.clock, self.monotonic, grouped_ids=grouped_ids
+        )
 
     async def of(self, seconds: float) -> None:
         for _ in range(round(seconds / EVERY)):
@@ -103,6 +109,31 @@ async def test_a_dialer_that_is_known_is_left_alone(world: World) -> None:
     await Rounds(world).of(3 * ABANDONED_AFTER)
 
     assert world.do(lambda conn: leases.renew(conn, lease, world.clock()))
+
+
+async def test_what_a_dead_dialer_of_a_group_was_dialling_and_holds_is_free_again(
+    world: World,
+) -> None:
+    """The others of the group dial on, so its shares and its attempts must not wait for it."""
+    placed = world.place()
+    lease = world.take_over()
+    world.claim(lease)
+    needs = {"places": Need(10, Demand(1, 1))}
+    world.do(lambda conn: worker_shares.update(conn, lease, needs, lambda _: {}))
+    rounds = Rounds(world, grouped_ids=["main"])
+    await rounds.of(ABANDONED_AFTER)
+    assert world.do(lambda conn: leases.renew(conn, lease, world.clock())), "it may only be slow"
+    await rounds.of(ABANDONED_AFTER)
+    assert world.count(worker_share) == 1
+
+    await rounds.of(2 * EVERY)
+
+    assert world.count(worker_share) == world.count(worker) == 0
+    assert not world.do(lambda conn: leases.renew(conn, lease, world.clock()))
+    assert world.call(placed).status is CallStatus.WAITING
+    assert world.claim(world.take_over()) == [], "its phone may ring"
+    world.clock.advance(recovery.REDIAL_AFTER)
+    assert [one.call_id for one in world.claim(world.take_over())] == [placed]
 
 
 async def test_a_clock_that_differs_from_the_database_servers_is_logged_once(

@@ -41,7 +41,7 @@ MOST_NUMBERS: Final = 5000
 
 ABANDONED_AFTER: Final = 600.0
 """Seconds without a heartbeat after which a worker's attempts are given up, if its dialer is not in
-the settings."""
+the settings, or belongs to a group."""
 
 CLOCKS_DIFFER: Final = 2.0
 """Seconds of difference between this clock and the database server's from which a warning is
@@ -52,8 +52,9 @@ class Housekeeper:
     """Expires calls that no dialer will claim, and deletes old idempotency keys and counts.
 
     It also gives up the attempts of dialers that are not in the settings (`dialer_ids`), once their
-    workers have sent no heartbeat for `ABANDONED_AFTER`. `clock` gives Unix seconds. `save_clock`
-    is called in every round, on a thread.
+    workers have sent no heartbeat for `ABANDONED_AFTER`; and those of dialers that belong to groups
+    (`grouped_ids`), with their shares in limits, since the others of the group dial on. `clock`
+    gives Unix seconds. `save_clock` is called in every round, on a thread.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class Housekeeper:
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
         save_clock: Callable[[], None] = lambda: None,
+        grouped_ids: Collection[str] = (),
     ) -> None:
         self._database = database
         self._save_clock = save_clock
         self._dialer_ids = dialer_ids
+        self._grouped_ids = grouped_ids
         self._clock = clock
         self._monotonic = monotonic
         self._monitors: dict[str, HeartbeatMonitor] = {}
@@ -119,7 +122,7 @@ class Housekeeper:
         number_exclusion.forget_may_ring(conn, now, MOST)
         call_frequency.forget_old(conn, now, MOST_NUMBERS)
         expired = recovery.expire_orphans(conn, self._dialer_ids, now)
-        left_open = recovery.orphaned(conn, self._dialer_ids)
+        left_open = recovery.orphaned(conn, self._dialer_ids, self._grouped_ids)
         return expired, left_open, monitoring.database_time(conn)
 
     async def _give_up(self, dialer_id: str, seen: Orphan) -> None:

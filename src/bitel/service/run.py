@@ -203,7 +203,10 @@ async def running(
         service = Running(resources)
         workers = service.workers
         dialer_ids = [each.id for each in settings.dialers]
-        housekeeper = Housekeeper(database, settings.server_ids, clock, save_clock=clock.save)
+        grouped_ids = {one for each in settings.dialer_groups for one in each.dialers}
+        housekeeper = Housekeeper(
+            database, settings.server_ids, clock, save_clock=clock.save, grouped_ids=grouped_ids
+        )
         await start(background("housekeeping", housekeeper.run))
         lag = await start(measuring_lag())
         pauses = stack.enter_context(measuring_pauses())

@@ -200,17 +200,26 @@ Orphan = tuple[Holder, tuple[Worker, ...]]
 _ORPHANED_ATTEMPTS = _unknown(loose_index_scan(attempt.c.dialer_id, is_open))
 
 
-def orphaned(conn: Connection, known_dialers: Collection[str]) -> dict[str, Orphan]:
-    """The dialers that are not known and have attempts under way, with their workers."""
-    rows = conn.execute(_ORPHANED_ATTEMPTS, {"known": list(known_dialers), "after": ""})
-    return {
-        row.value: (leases.holder(conn, row.value), tuple(leases.workers(conn, row.value)))
-        for row in rows.all()
+def orphaned(
+    conn: Connection, known_dialers: Collection[str], grouped: Collection[str] = ()
+) -> dict[str, Orphan]:
+    """The dialers that may have to be given up, with their workers.
+
+    They are those that are not known and have attempts under way, and those of groups (`grouped`)
+    that have workers or attempts under way.
+    """
+    known = [each for each in known_dialers if each not in grouped]
+    rows = conn.execute(_ORPHANED_ATTEMPTS, {"known": known, "after": ""})
+    at_work = {row.value for row in rows}
+    found = {
+        each: (leases.holder(conn, each), tuple(leases.workers(conn, each)))
+        for each in sorted(at_work.union(grouped))
     }
+    return {each: seen for each, seen in found.items() if seen[1] or each in at_work}
 
 
 def give_up(conn: Connection, dialer_id: str, seen: Orphan, now: float) -> bool:
-    """End the open attempts of a removed dialer, as after a crash of its workers.
+    """End the leases and open attempts of a dialer, as after a crash of its workers.
 
     False: its workers are no longer what was `seen`.
     """
