@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
+from bitel.domain.calls import CallStatus
 from bitel.domain.menus import Collect, KeyAction, Menu, from_json
 from bitel.store import claims, leases, recordings, retention
 from bitel.store.schema import call, menu, menu_recording
@@ -52,6 +53,18 @@ async def test_a_menu_is_stored_once_for_calls_that_share_it(stage: Stage) -> No
     lease = stage.do(lambda conn: leases.take(conn, leases.Slot("main"), "w", stage.clock()))
     claimed = stage.do(lambda conn: claims.claim(conn, lease, 9, stage.clock()))
     assert [each.menu for each in claimed] == [found] * 3
+
+
+async def test_a_call_whose_menu_is_missing_is_not_dialled(stage: Stage) -> None:
+    """Without it the callee could not opt out."""
+    async with stage.client() as client:
+        body = stage.body(menu={"keys": {"9": {"optOut": True}}})
+        assert (await client.post(SINGLE, json=body)).status_code == 200
+    stage.do(lambda conn: conn.execute(delete(menu)))
+    lease = stage.do(lambda conn: leases.take(conn, leases.Slot("main"), "w", stage.clock()))
+    assert stage.do(lambda conn: claims.claim(conn, lease, 9, stage.clock())) == []
+    (row,) = stage.rows()
+    assert row.status == CallStatus.ERROR
 
 
 async def test_digits_to_collect(stage: Stage) -> None:
