@@ -160,7 +160,7 @@ class Detector:
         floor = self._levels[len(self._levels) // 10]
         if not self._words:
             self._floor_before = floor
-        # Sound that goes on without a pause would be taken for noise.
+        # Otherwise the floor would rise to the level of a long sound, which then counted as noise.
         floor = min(floor, max(settings.highest_floor, self._floor_before + settings.above_noise))
         if not self._words:
             floor = min(floor, settings.highest_floor)

@@ -43,7 +43,7 @@ class _Call:
     window: FrameWindow
     detector: Detector
     beeps: bool
-    told: bool = False
+    is_reported: bool = False
     beep: ToneEnd | None = None
 
 
@@ -91,8 +91,8 @@ class Worker:
 
     def _report(self, number: int, call: _Call, answers: list[Message]) -> None:
         decision, beep = call.detector.decision, call.detector.beep
-        if decision is not None and not call.told:
-            call.told = True
+        if decision is not None and not call.is_reported:
+            call.is_reported = True
             # `marshal` takes strings only.
             verdict = None if decision.verdict is None else decision.verdict.value
             answers.append(Decided(number, verdict, decision.reason.value, decision.at))

@@ -26,7 +26,7 @@ MenuClips = Mapping[str | float, SharedClip]
 OptOut = Callable[[], Awaitable[None]]
 """Puts the number of the call on the do-not-call list of its project; returns once it is durable.
 
-Goes on until it succeeds or is cancelled.
+It is tried again until it succeeds, or the task is cancelled.
 """
 
 log = structlog.get_logger(__name__)

@@ -742,7 +742,7 @@ class Dispatcher:
     async def opt_out(self, attempt_id: str) -> None:
         """Put the number of a running attempt on its project's do-not-call list.
 
-        Returns once that is durable; goes on until it is, or this is cancelled.
+        Tries again until that is durable, then returns; ends earlier if it is cancelled.
         """
         claim = self._running[attempt_id].claim
         while True:

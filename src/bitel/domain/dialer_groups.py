@@ -46,7 +46,7 @@ class Membership:
     group: DialerGroup
     dialer_id: str
     caller_ids: frozenset[str]
-    """Those that the dialer may show; an empty one stands for none at all."""
+    """Those that the dialer may show; the empty string means that none is shown."""
     choose_caller_id: Callable[[str, str], str]
     """Gives the caller id of a new call, by the number called (E.164) and the call's id."""
 

@@ -373,7 +373,7 @@ class DialerSettings(Section):
 
     @property
     def caller_pool(self) -> tuple[str, ...]:
-        """The caller ids over which calls are spread; an empty one stands for none at all."""
+        """The caller ids over which calls are spread; the empty string means that none is shown."""
         return (self.caller_id,) if isinstance(self.caller_id, str) else tuple(self.caller_id)
 
     @property

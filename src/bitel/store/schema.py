@@ -623,7 +623,7 @@ worker_share = Table(
     Column("used", Integer, nullable=False),
     Column("wanted", Integer, nullable=False),
     Column("held", Integer, nullable=False),
-    Column("is_able", Boolean, nullable=False),  # it can use what nobody else wants
+    Column("is_able", Boolean, nullable=False),  # it can use what no other worker wants
     Column("weight", Double, nullable=False, server_default=text("1")),
     Index("ix_worker_share_worker", "dialer_id", "epoch"),
 )

@@ -117,9 +117,9 @@ def settle(
     with the outcome ANSWERED is billed by one ledger entry, at most by the amount that its call had
     reserved, if it had. Whatever the decision, an attempt whose answer is stored never makes its
     call due again: the call ends as UNKNOWN. If a cancel was requested, or a newer one-time
-    password supersedes the call, it ends as CANCELED instead of being due again. A number that
-    rejected the call as unwanted (607) goes on the do-not-call list if its project is set so, one
-    that a key of its menu opted out in any case.
+    password supersedes the call, it ends as CANCELED instead of being due again. The
+    do-not-call list gets the numbers whose callees opted out by a key; and, if the project is set
+    so, those that rejected the call as unwanted (607).
 
     Raises Unstorable for times and amounts out of range, and writes nothing then.
     """
