@@ -426,9 +426,10 @@ async def test_tones_in_the_audio_are_keys_where_there_are_no_events(
     # A new offer agrees to telephone events after all, and a later one to none again.
     streamer.change(stream, spec._replace(tones=False))
     event = pack(RtpHeader(101, 10, 1600, 1, marker=True)) + b"\x07\x80\x03\x20"
-    while len(keys) < 2:
-        far.socket.sendto(event, (HOST, port))
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(10.0):
+        while len(keys) < 2:
+            far.socket.sendto(event, (HOST, port))
+            await asyncio.sleep(0.005)
     streamer.change(stream, spec)
     await asyncio.sleep(0)
     for sequence in range(20):
