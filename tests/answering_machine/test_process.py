@@ -20,6 +20,7 @@ from bitel.answering_machine.messages import (
     encode,
 )
 from tests.support.greeting_audio import Payload, silence, tone, word
+from tests.support.waiting import until
 
 HELLO = silence(0.5) + word(0.4) + silence(2.0)
 MESSAGE = silence(0.2) + word(5.0) + silence(0.3) + tone(0.4, 1000.0) + silence(0.5)
@@ -106,12 +107,50 @@ async def test_a_stopped_process_is_killed(
     decided = asyncio.get_running_loop().create_future()
     detection.watch("A", decided.set_result)
     assert detection.pid is not None
+    await until(lambda: detection.cpu_seconds)
 
     os.kill(detection.pid, signal.SIGSTOP)
 
     async with asyncio.timeout(PATIENCE):
         assert (await decided).reason is Reason.WORKER_LOST
     assert detection.pid is None
+
+
+async def test_a_slow_start_is_no_hang(
+    detection: DetectionProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine it may take longer than a report may."""
+    monkeypatch.setattr(process, "SILENCE_LIMIT", 0.1)
+    checked = 0
+    check = detection._check_alive
+
+    def checking() -> None:
+        nonlocal checked
+        checked += 1
+        check()
+
+    monkeypatch.setattr(detection, "_check_alive", checking)
+    decision = asyncio.create_task(decision_on(detection, HELLO))
+    await until(lambda: detection.pid)
+    assert detection.pid is not None
+    os.kill(detection.pid, signal.SIGSTOP)
+    await until(lambda: checked >= 2)
+    monkeypatch.setattr(process, "SILENCE_LIMIT", 5.0)
+    os.kill(detection.pid, signal.SIGCONT)
+    assert (await decision).verdict is Verdict.HUMAN
+    assert detection.failures == 0
+
+
+async def test_a_process_that_never_starts_is_killed(
+    detection: DetectionProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "START_TIMEOUT", 0.5)
+    decided = asyncio.get_running_loop().create_future()
+    detection.watch("A", decided.set_result)
+    assert detection.pid is not None
+    os.kill(detection.pid, signal.SIGSTOP)
+    async with asyncio.timeout(PATIENCE):
+        assert (await decided).reason is Reason.WORKER_LOST
 
 
 async def test_a_full_queue_leaves_the_verdict_open(

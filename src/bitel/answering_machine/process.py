@@ -42,6 +42,9 @@ FLUSH_INTERVAL: Final = 0.02
 """Seconds that audio waits for that of other calls."""
 SILENCE_LIMIT: Final = 5.0
 """Seconds without a report, due every 0.5 s while there are calls, until the process is killed."""
+START_TIMEOUT: Final = 20.0
+"""Seconds until the first report of a new process, which is slow to start on a busy machine. The
+audio of calls waits meanwhile."""
 FIRST_DELAY: Final = 0.1
 """Seconds before a dead process is started again; doubled while it dies at once."""
 LONGEST_DELAY: Final = 10.0
@@ -105,6 +108,8 @@ class DetectionProcess:
         self._frames = Frames()
         self._hang_timer: asyncio.TimerHandle | None = None
         self._delay = FIRST_DELAY
+        self._has_reported = False
+        """The present process has."""
         self._started_at = self._reported_at = self._not_before = 0.0
         self.failures = 0
         """How often the process died, hung or could not be started."""
@@ -179,6 +184,7 @@ class DetectionProcess:
                 return False
         self._socket = ours
         self._frames = Frames()
+        self._has_reported = False
         self._started_at = self._reported_at = loop.time()
         loop.add_reader(ours, self._read)
         self._check_alive()
@@ -215,14 +221,18 @@ class DetectionProcess:
 
     def _check_alive(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._watches and loop.time() - self._reported_at > SILENCE_LIMIT:
+        if self._watches and loop.time() - self._reported_at > self._silence_limit:
             self._read()  # if this loop was blocked, reports are still unread
         if self._socket is None:
             return
-        if self._watches and loop.time() - self._reported_at > SILENCE_LIMIT:
-            self._failed(f"has said nothing for {SILENCE_LIMIT:.0f} s")
+        if self._watches and loop.time() - self._reported_at > self._silence_limit:
+            self._failed(f"has sent no report for {self._silence_limit:.0f} s")
         else:
             self._hang_timer = loop.call_later(1.0, self._check_alive)
+
+    @property
+    def _silence_limit(self) -> float:
+        return SILENCE_LIMIT if self._has_reported else START_TIMEOUT
 
     def _disconnect(self) -> None:
         if self._hang_timer is not None:
@@ -274,7 +284,7 @@ class DetectionProcess:
 
     def _handle(self, message: Message) -> None:
         if isinstance(message, Alive):
-            self._reported_at = asyncio.get_running_loop().time()
+            self._reported_at, self._has_reported = asyncio.get_running_loop().time(), True
             self.cpu_seconds = message.cpu_seconds
         elif isinstance(message, Decided):
             watch = self._watches.get(message.call)
