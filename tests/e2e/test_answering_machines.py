@@ -52,7 +52,11 @@ def called(stage: Stage, numbers: list[str], **options: object) -> tuple[list[Ca
     placed = client.batch(numbers, prompt, retry_count=0, **options)  # type: ignore[arg-type]
     campaign = placed["campaignId"]
     wait_until(lambda: client.campaign(campaign)["state"] == "FINISHED", 60)
-    assert client.campaign(campaign)["machines"] == {"human": 1, "machine": 1}
+    found = client.campaign(campaign)
+    assert found["machines"] == {"human": 1, "machine": 1}, (
+        found,
+        stage.service_log.read_text()[-5000:],
+    )
     return [client.call_details(each["id"]) for each in placed["calls"]], client
 
 
